@@ -1,0 +1,266 @@
+"""Conversations: the records that everything else works on, and the files they are read from.
+
+A conversation is one JSON line::
+
+    {"id": "d1", "utterances": [{"speaker": "Ann", "text": "We won!", "emotion": "joy"}, ...]}
+
+``emotion``, ``sentiment`` and ``vad`` are optional; other keys are kept and written back. A CSV file
+with the columns dialogue, speaker, text (and emotion, sentiment) is read too, one utterance a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from erc_jax.errors import UserError
+
+VAD = ("valence", "arousal", "dominance")
+# Attention is quadratic in a dialogue's length: 10,000 utterances are 100 million pairs.
+MAX_UTTERANCES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """One turn. Labels are names; None is "not labelled"."""
+
+    speaker: str
+    text: str
+    emotion: str | None = None
+    sentiment: str | None = None
+    vad: Mapping[str, float] | None = None  # valence, arousal, dominance on the annotation's scale
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other keys, as they came
+
+    def to_json(self) -> dict[str, Any]:
+        record: dict[str, Any] = {"speaker": self.speaker, "text": self.text}
+        for key in ("emotion", "sentiment", "vad"):
+            if (value := getattr(self, key)) is not None:
+                record[key] = dict(value) if key == "vad" else value
+        return {**record, **self.extra}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """A conversation: its utterances in the order in which they were said."""
+
+    id: str
+    utterances: Sequence[Utterance]
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other keys, as they came
+
+    def to_json(self) -> dict[str, Any]:
+        utterances = [utterance.to_json() for utterance in self.utterances]
+        return {"id": self.id, "utterances": utterances, **self.extra}
+
+    @classmethod
+    def from_json(cls, record: Any, where: str = "dialogue") -> Dialogue:
+        """Checks a parsed JSON record and makes a dialogue of it.
+
+        Args:
+          record: what ``json.loads`` gave for one line.
+          where: the record's place, "file:line", for the message of an error.
+
+        Raises:
+          UserError: the record is not a conversation; the message says where and why.
+        """
+        _require(isinstance(record, dict), where, "expected an object", record)
+        utterances = record.get("utterances")
+        _require(isinstance(utterances, list), where, 'expected a list "utterances"', utterances)
+        _require(
+            len(utterances) > 0, where, "the dialogue has no utterances; remove the line", None
+        )
+        _require(
+            len(utterances) <= MAX_UTTERANCES,
+            where,
+            f"the dialogue has {len(utterances)} utterances, the limit is {MAX_UTTERANCES}; "
+            "split it",
+            None,
+        )
+        identifier = record.get("id", where)
+        _require(isinstance(identifier, str | int), where, 'expected text as "id"', identifier)
+        return cls(
+            id=str(identifier),
+            utterances=tuple(
+                _utterance(u, f"{where}: utterance {i + 1}") for i, u in enumerate(utterances)
+            ),
+            extra={k: v for k, v in record.items() if k not in ("id", "utterances")},
+        )
+
+
+def _require(condition: bool, where: str, message: str, found: Any) -> None:
+    if not condition:
+        got = "" if found is None else f", found {json.dumps(found)[:80]}"
+        raise UserError(f"{where}: {message}{got}")
+
+
+def _utterance(record: Any, where: str) -> Utterance:
+    _require(isinstance(record, dict), where, "expected an object", record)
+    for key in ("speaker", "text"):
+        _require(key in record, where, f'"{key}" is missing', None)
+        _require(isinstance(record[key], str), where, f'expected text as "{key}"', record[key])
+    _require(record["speaker"].strip() != "", where, '"speaker" is empty; name the speaker', None)
+    for key in ("emotion", "sentiment"):
+        value = record.get(key)
+        _require(
+            value is None or (isinstance(value, str) and value.strip() != ""),
+            where,
+            f'expected a label name or null as "{key}"',
+            value,
+        )
+    vad = record.get("vad")
+    if vad is not None:
+        good = isinstance(vad, dict) and all(_is_number(vad.get(dimension)) for dimension in VAD)
+        _require(good, where, f'expected numbers {", ".join(VAD)} in "vad"', vad)
+        vad = {dimension: float(vad[dimension]) for dimension in VAD}
+    known = ("speaker", "text", "emotion", "sentiment", "vad")
+    return Utterance(
+        speaker=record["speaker"],
+        text=record["text"],
+        emotion=record.get("emotion"),
+        sentiment=record.get("sentiment"),
+        vad=vad,
+        extra={k: v for k, v in record.items() if k not in known},
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def load_dialogues(path: str | Path) -> list[Dialogue]:
+    """Reads conversations from JSON lines (``.jsonl``, ``.json``) or CSV (``.csv``).
+
+    Raises:
+      UserError: the file is missing, empty, not UTF-8, cut off, or holds something that is not a
+        conversation; the message names file and line.
+    """
+    path = Path(path)
+    if path.suffix == ".csv":
+        dialogues = list(_dialogues_of_rows(path))
+    else:
+        dialogues = [
+            Dialogue.from_json(parse_json(line, where), where) for where, line in text_lines(path)
+        ]
+    if not dialogues:
+        raise UserError(f"{path}: no dialogues in the file; expected one JSON object a line")
+    return dialogues
+
+
+def save_dialogues(path: str | Path, records: Iterable[Dialogue | Mapping[str, Any]]) -> None:
+    """Writes one JSON line per dialogue, or per ready-made record; the file appears whole."""
+    lines = (
+        json.dumps(r.to_json() if isinstance(r, Dialogue) else r, ensure_ascii=False) + "\n"
+        for r in records
+    )
+    write_whole(path, "".join(lines))
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Writes a file so that a killed run or a full disk leaves the old one, never a half.
+
+    Raises:
+      UserError: the file cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another "
+            "place. What was there before is unchanged."
+        ) from error
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields ("file:line", line) for the lines of a UTF-8 file that are not blank.
+
+    Lines end at ``\\n`` only: texts hold other separators, such as U+0085, that
+    ``str.splitlines`` would split at.
+    """
+    for number, raw in enumerate(read_bytes(path).split(b"\n"), start=1):
+        line = decode(raw, f"{path}:{number}").removeprefix("\ufeff").rstrip("\r")
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}); "
+            "convert the file, for instance with: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+
+
+def parse_json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not a JSON object ({error.msg} at column {error.colno}); "
+            "is the file cut off, or not one object a line?"
+        ) from error
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields ("file:line", row) for a UTF-8 CSV file with a header; other columns come along.
+
+    Raises:
+      UserError: a column is missing, a row has too few or too many fields, a quote never closes.
+    """
+    raw = read_bytes(path)
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        decode(line, f"{path}:{number}")
+    reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
+    try:
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path}:1: columns {', '.join(missing)} are missing; "
+                f"found {', '.join(reader.fieldnames or ()) or 'nothing'}"
+            )
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{where}: the row does not have {len(reader.fieldnames or ())} fields; "
+                    "is the file cut off?"
+                )
+            yield where, row
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: {error}; is the file cut off?") from error
+
+
+def _dialogues_of_rows(path: Path) -> Iterator[Dialogue]:
+    """Rows of one dialogue stand together; a dialogue that comes back later is a mistake."""
+    dialogues: dict[str, list[Utterance]] = {}
+    current: str | None = None
+    for where, row in csv_rows(path, ("dialogue", "speaker", "text")):
+        identifier = row.pop("dialogue")
+        if identifier != current and identifier in dialogues:
+            raise UserError(
+                f"{where}: dialogue {identifier!r} goes on after another one began; "
+                "keep a dialogue's rows together"
+            )
+        current = identifier
+        labels = {key: row.pop(key, None) or None for key in ("emotion", "sentiment")}
+        dialogues.setdefault(identifier, []).append(_utterance({**row, **labels}, where))
+    for identifier, utterances in dialogues.items():
+        yield Dialogue(identifier, tuple(utterances))

@@ -1,0 +1,123 @@
+"""Label names, polarity and emotion shift (Mtl-ERC-ES, section 3.1).
+
+Labels are names outside and integers inside; UNLABELLED marks an utterance that carries none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from erc_jax.data.dialogue import Dialogue
+from erc_jax.errors import UserError
+
+UNLABELLED = -1
+SENTIMENTS = ("negative", "neutral", "positive")
+SHIFTS = ("strong_negative", "negative", "none", "positive", "strong_positive")
+
+FirstShift = Literal["ignore", "strong_negative"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSpace:
+    """A corpus' emotions, in the order of the classes, and what is known of them.
+
+    Attributes:
+      emotions: names; a class' number is its place here.
+      neutral: the emotion that the ``..._no_neutral`` metrics leave out, if the corpus has one.
+      polarity: emotion to sentiment name; None leaves sentiment and shift out.
+    """
+
+    emotions: tuple[str, ...]
+    neutral: str | None = None
+    polarity: Mapping[str, str] | None = None
+
+    def __post_init__(self):
+        if self.neutral is not None and self.neutral not in self.emotions:
+            raise UserError(
+                f"data.neutral is {self.neutral!r}, which is not one of the corpus' emotions: "
+                f"{', '.join(self.emotions)}"
+            )
+        if self.polarity is None:
+            return
+        for emotion, sentiment in self.polarity.items():
+            if emotion not in self.emotions or sentiment not in SENTIMENTS:
+                raise UserError(
+                    f"data.polarity says {emotion!r} is {sentiment!r}; emotions are "
+                    f"{', '.join(self.emotions)}, polarities {', '.join(SENTIMENTS)}"
+                )
+        if missing := [emotion for emotion in self.emotions if emotion not in self.polarity]:
+            raise UserError(f"data.polarity does not say what {', '.join(missing)} is")
+
+    def emotion_ids(self, dialogue: Dialogue) -> np.ndarray:
+        """Emotion classes int32 [T], UNLABELLED where there is no label."""
+        return class_ids([u.emotion for u in dialogue.utterances], self.emotions, dialogue.id)
+
+    def polarity_ids(self, dialogue: Dialogue) -> np.ndarray:
+        """Polarity int32 [T] of each emotion (0 negative, 1 neutral, 2 positive), or UNLABELLED."""
+        if self.polarity is None:
+            raise ValueError("the labels have no polarity")
+        of_emotion = np.array([SENTIMENTS.index(self.polarity[e]) for e in self.emotions], np.int32)
+        emotions = self.emotion_ids(dialogue)
+        return np.where(emotions == UNLABELLED, UNLABELLED, of_emotion[emotions]).astype(np.int32)
+
+
+def class_ids(labels: Sequence[str | None], names: Sequence[str], where: str) -> np.ndarray:
+    """Class numbers int32 [T] of label names; UNLABELLED for None.
+
+    Raises:
+      UserError: a label is not one of the names.
+    """
+    number = {name: i for i, name in enumerate(names)}
+    for position, label in enumerate(labels):
+        if label is not None and label not in number:
+            raise UserError(
+                f"dialogue {where}, utterance {position + 1}: unknown label {label!r}; "
+                f"expected one of {', '.join(names)}"
+            )
+    return np.array([UNLABELLED if x is None else number[x] for x in labels], np.int32)
+
+
+def previous_utterances(speakers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Each utterance's predecessor in the dialogue and among its own speaker's utterances.
+
+    Args:
+      speakers: speaker names, [T].
+
+    Returns:
+      Two int32 [T] arrays of positions in the dialogue, -1 where there is no predecessor.
+    """
+    last: dict[str, int] = {}
+    of_speaker = []
+    for position, speaker in enumerate(speakers):
+        of_speaker.append(last.get(speaker, -1))
+        last[speaker] = position
+    return np.arange(-1, len(speakers) - 1, dtype=np.int32), np.array(of_speaker, np.int32)
+
+
+def shift_ids(polarity: np.ndarray, previous: np.ndarray, first_shift: FirstShift) -> np.ndarray:
+    """Emotion-shift classes (equations 1 and 2): polarity of the utterance less its predecessor's.
+
+    Args:
+      polarity: int [T], 0 to 2, UNLABELLED where unknown.
+      previous: int [T], positions of the predecessors, -1 on firsts.
+      first_shift: what a first utterance is: "ignore" gives it no label; "strong_negative" is what
+        the paper's Table 2 counts.
+
+    Returns:
+      int32 [T], 0 (strong_negative, a difference of -2) to 4 (strong_positive, +2), UNLABELLED
+      where either polarity is unknown.
+    """
+    known = (polarity != UNLABELLED) & (previous >= 0) & (polarity[previous] != UNLABELLED)
+    shifts = np.where(known, polarity - polarity[previous] + 2, UNLABELLED)
+    if first_shift == "strong_negative":
+        firsts = (previous < 0) & (polarity != UNLABELLED)
+        shifts = np.where(firsts, SHIFTS.index("strong_negative"), shifts)
+    elif first_shift != "ignore":
+        raise UserError(
+            f"data.first_shift is {first_shift!r}; expected 'ignore' or 'strong_negative'"
+        )
+    return shifts.astype(np.int32)
