@@ -4,8 +4,9 @@ A conversation is one JSON line::
 
     {"id": "d1", "utterances": [{"speaker": "Ann", "text": "We won!", "emotion": "joy"}, ...]}
 
-``emotion``, ``sentiment`` and ``vad`` are optional; other keys are kept and written back. A CSV file
-with the columns dialogue, speaker, text (and emotion, sentiment) is read too, one utterance a row.
+``emotion``, ``sentiment`` and ``vad`` are optional; other keys are kept and written back. A CSV
+file with the columns dialogue, speaker, text (and emotion, sentiment) is read too, one utterance a
+row.
 """
 
 from __future__ import annotations
@@ -181,9 +182,9 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields ("file:line", line) for the lines of a UTF-8 file that are not blank.
+    r"""Yields ("file:line", line) for the lines of a UTF-8 file that are not blank.
 
-    Lines end at ``\\n`` only: texts hold other separators, such as U+0085, that
+    Lines end at ``\n`` only: texts hold other separators, such as U+0085, that
     ``str.splitlines`` would split at.
     """
     for number, raw in enumerate(read_bytes(path).split(b"\n"), start=1):
