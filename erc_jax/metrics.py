@@ -1,0 +1,175 @@
+"""Scores of a classification, all of them functions of its confusion matrix.
+
+A confusion matrix [C, C] holds counts: rows are true classes, columns predicted ones. Counts of
+batches, dialogues or seeds add up, and are divided once. Every definition equals scikit-learn's
+with ``zero_division=0``; what is undefined (no labelled utterance at all) is 0, never NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from erc_jax.data.labels import UNLABELLED
+
+
+def confusion(targets: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
+    """Counts each pair of a true and a predicted class.
+
+    Args:
+      targets: int [N], UNLABELLED where the truth is not known; these are left out.
+      predictions: int [N].
+      n_classes: C.
+
+    Returns:
+      int64 [C, C], rows true, columns predicted.
+
+    Raises:
+      ValueError: the lengths differ, or a class is not in [0, C).
+    """
+    targets, predictions = np.asarray(targets), np.asarray(predictions)
+    if targets.shape != predictions.shape or targets.ndim != 1:
+        raise ValueError(f"expected two [N], found {targets.shape} and {predictions.shape}")
+    known = targets != UNLABELLED
+    pairs = np.stack([targets[known], predictions[known]]).astype(np.int64)
+    if pairs.size and (pairs.min() < 0 or pairs.max() >= n_classes):
+        raise ValueError(f"classes {pairs.min()} to {pairs.max()}, expected 0 to {n_classes - 1}")
+    counts = np.bincount(pairs[0] * n_classes + pairs[1], minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes)
+
+
+def scores(confusion: np.ndarray, names: Sequence[str], neutral: str | None) -> dict[str, Any]:
+    """Every score of every confusion matrix.
+
+    Args:
+      confusion: counts [..., C, C].
+      names: the C classes.
+      neutral: the class that the ``..._no_neutral`` scores leave out of their averages; None
+        leaves those scores out.
+
+    Returns:
+      A nested dict whose leaves are float64 [...]: accuracy, weighted_f1, macro_f1 (over all C
+      classes, also those that do not occur), micro_f1, micro_f1_no_neutral,
+      macro_f1_no_neutral, mcc, and per_class {name: {precision, recall, f1, support}}.
+    """
+    counts = np.asarray(confusion, np.float64)
+    if counts.shape[-2:] != (len(names), len(names)):
+        raise ValueError(f"{len(names)} names for confusion matrices {counts.shape}")
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    support, predicted = counts.sum(-1), counts.sum(-2)
+    total = support.sum(-1)
+    f1 = _ratio(2 * hits, support + predicted)
+    accuracy = _ratio(hits.sum(-1), total)
+    result: dict[str, Any] = {
+        "accuracy": accuracy,
+        "weighted_f1": _ratio((f1 * support).sum(-1), total),
+        "macro_f1": f1.mean(-1),
+        "micro_f1": accuracy,  # equal, where every utterance has exactly one class
+    }
+    if neutral is not None:
+        rest = np.arange(len(names)) != list(names).index(neutral)
+        result["micro_f1_no_neutral"] = _ratio(
+            2 * hits[..., rest].sum(-1), (support + predicted)[..., rest].sum(-1)
+        )
+        # With neutral as the only class nothing is left to average.
+        result["macro_f1_no_neutral"] = _ratio(f1[..., rest].sum(-1), rest.sum())
+    result["mcc"] = _ratio(
+        hits.sum(-1) * total - (support * predicted).sum(-1),
+        np.sqrt((total**2 - (support**2).sum(-1)) * (total**2 - (predicted**2).sum(-1))),
+    )
+    columns = {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, support),
+        "f1": f1,
+        "support": support,
+    }
+    result["per_class"] = {
+        name: {key: values[..., i] for key, values in columns.items()}
+        for i, name in enumerate(names)
+    }
+    return result
+
+
+def block(confusion: np.ndarray, names: Sequence[str], neutral: str | None) -> dict[str, Any]:
+    """The scores of one confusion matrix [C, C], with the matrix itself, ready for JSON."""
+    return _with_counts(_map_scores(float, scores(confusion, names, neutral)), confusion, names)
+
+
+def aggregate(
+    confusions: np.ndarray,
+    names: Sequence[str],
+    neutral: str | None,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """The block of several seeds' runs on the same dialogues, with how far it can be trusted.
+
+    Args:
+      confusions: counts [K, M, C, C] of K seeds and M dialogues.
+      names: the C classes.
+      neutral: as for ``scores``.
+      seed: of the bootstrap's random numbers.
+      resamples: how many bootstrap samples are drawn.
+
+    Returns:
+      As ``block``: the scores are means over seeds, "confusion" and "support" are sums over
+      seeds. In addition "std" and "interval" mirror every score. std is the sample standard
+      deviation over seeds (ddof=1; 0.0 for one seed). interval is [low, high], the 95% percentile
+      bootstrap of the mean over seeds: each resample draws M dialogues and K seeds with
+      replacement, the same dialogues for all of its seeds, so that it covers both another test
+      set and another initialisation.
+    """
+    confusions = np.asarray(confusions)
+    n_seeds, n_dialogues, n_classes, _ = confusions.shape
+    rng = np.random.default_rng(seed)
+    # [R, M] @ [M, K*C*C]: one matrix product sums the counts of all resamples, exactly in float64.
+    counts_by_dialogue = confusions.swapaxes(0, 1).reshape(n_dialogues, n_seeds * n_classes**2)
+    resampled = _times_drawn(rng, resamples, n_dialogues) @ counts_by_dialogue.astype(np.float64)
+    resampled = resampled.reshape(resamples, n_seeds, n_classes, n_classes)
+    seed_weights = _times_drawn(rng, resamples, n_seeds) / n_seeds
+
+    by_seed = scores(confusions.sum(1), names, neutral)
+    result = _map_scores(lambda leaf: float(leaf.mean()), by_seed)
+    result["std"] = _map_scores(
+        lambda leaf: float(leaf.std(ddof=1)) if n_seeds > 1 else 0.0, by_seed
+    )
+    result["interval"] = _map_scores(
+        lambda leaf: np.percentile((leaf * seed_weights).sum(-1), [2.5, 97.5]).tolist(),
+        scores(resampled, names, neutral),
+    )
+    return _with_counts(result, confusions.sum((0, 1)), names)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Their quotient in float64, 0 where the denominator is 0."""
+    zeros = np.zeros(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)))
+    return np.divide(numerator, denominator, out=zeros, where=denominator != 0)
+
+
+def _map_scores(function: Callable[[np.ndarray], Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """Applies a function to every score; "support" is a count, not a score, and is left out."""
+    return {
+        key: _map_scores(function, value) if isinstance(value, dict) else function(value)
+        for key, value in tree.items()
+        if key != "support"
+    }
+
+
+def _with_counts(
+    result: dict[str, Any], confusion: np.ndarray, names: Sequence[str]
+) -> dict[str, Any]:
+    counts = np.asarray(confusion, np.int64)
+    for name, support in zip(names, counts.sum(-1).tolist(), strict=True):
+        result["per_class"][name]["support"] = support
+    return {**result, "confusion": counts.tolist()}
+
+
+def _times_drawn(rng: np.random.Generator, resamples: int, n: int) -> np.ndarray:
+    """How often each of n items is drawn in n draws with replacement, float64 [resamples, n]."""
+    if n == 0:
+        return np.zeros((resamples, 0))
+    draws = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
