@@ -1,0 +1,111 @@
+"""Utterances to feature vectors, kept on disk under a hash of everything that decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from erc_jax.data.cache import cache_dir
+from erc_jax.data.dialogue import Dialogue, write_whole
+from erc_jax.errors import UserError
+
+# Raise it when a change of the encoding code changes the numbers; old cache files are then unused.
+ENCODING_VERSION = 1
+
+
+class Encoder(Protocol):
+    """What makes features; see ``erc_jax.encoders.sentence.SentenceEncoder``."""
+
+    fingerprint: str  # two encoders with the same one give the same vectors
+    width: int
+
+    def encode(
+        self, sentences: Sequence[str], *, progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray: ...
+
+
+def utterance_features(
+    dialogues: Sequence[Dialogue],
+    encoder: Encoder,
+    *,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Encodes every utterance's text, or takes the vectors from the cache.
+
+    Args:
+      dialogues: conversations with N utterances in all.
+      encoder: what makes vectors of texts; a text that comes twice is encoded once.
+      cache: folder of cached files; by default ``$ERC_JAX_CACHE``.
+      progress: called with (done, total) texts while the encoder works.
+
+    Returns:
+      float32 [N, D], in the order of the dialogues and their utterances.
+
+    Raises:
+      UserError: the encoder gave NaN or infinity; the message names dialogue and utterance.
+    """
+    texts = [utterance.text for dialogue in dialogues for utterance in dialogue.utterances]
+    key = _key(texts, encoder.fingerprint)
+    file = (cache or cache_dir()) / "features" / key / "features.safetensors"
+    features = _read(file, (len(texts), encoder.width))
+    if features is None:
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        vectors = encoder.encode(list(row_of), progress=progress)
+        features = vectors[[row_of[text] for text in texts]]
+        _require_finite(features, dialogues)
+        try:
+            write_whole(file, save({"features": features}, {"sha256": _sha256(features)}))
+        except UserError as error:
+            logging.warning("the features are not cached and will be computed again: %s", error)
+    return features
+
+
+def _key(texts: Sequence[str], fingerprint: str) -> str:
+    digest = hashlib.sha256(f"{ENCODING_VERSION} {fingerprint} {len(texts)}\n".encode())
+    for text in texts:
+        # Lengths keep ["ab", "c"] and ["a", "bc"] apart. JSON can hold half a surrogate pair.
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
+
+
+def _sha256(features: np.ndarray) -> str:
+    return hashlib.sha256(features.tobytes()).hexdigest()
+
+
+def _read(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The cached array, or None where there is none that can be trusted."""
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="np") as stored:
+            features = stored.get_tensor("features")
+            checksum = (stored.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as error:
+        logging.warning("%s: damaged (%s); computing the features again", file, error)
+        return None
+    if features.shape != shape or checksum != _sha256(features):
+        logging.warning("%s: damaged (wrong checksum); computing the features again", file)
+        return None
+    return features
+
+
+def _require_finite(features: np.ndarray, dialogues: Sequence[Dialogue]) -> None:
+    bad = ~np.isfinite(features).all(axis=1)
+    if not bad.any():
+        return
+    places = [(d.id, t) for d in dialogues for t in range(1, len(d.utterances) + 1)]
+    dialogue, position = places[int(bad.argmax())]
+    raise UserError(
+        f"dialogue {dialogue}, utterance {position}: the encoder gave NaN or infinity "
+        f"({bad.sum()} of {len(bad)} utterances); its weights are damaged: fetch them again, or "
+        "choose another encoder"
+    )

