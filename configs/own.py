@@ -1,0 +1,28 @@
+"""Mtl-ERC-ES on conversations of one's own.
+
+    python -m erc_jax.main --config configs/own.py --config.data.source=DIR --workdir runs/own
+
+DIR holds train.jsonl, validation.jsonl and test.jsonl, one conversation a line. The emotions are
+those of the training file. Sentiment and shift need to know each emotion's polarity:
+
+    --config.data.polarity.negative="('angry','sad')" --config.data.polarity.neutral="('calm',)"
+    --config.data.polarity.positive="('happy',)" --config.data.neutral=calm
+
+With few conversations, start from a model trained on a larger corpus:
+
+    --config.init_from=runs/meld
+"""
+
+from ml_collections import ConfigDict
+
+from erc_jax.config import base_config
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config = base_config()
+    config.data.name = "own"
+    config.train.epochs = 50
+    config.train.patience = 8
+    config.model.dropout = 0.4
+    return config

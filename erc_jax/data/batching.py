@@ -1,0 +1,211 @@
+"""Dialogues as arrays: a split, and the batches that are cut from it.
+
+A batch holds the utterances of its dialogues one after another, without padding between dialogues
+(``erc_jax.data.packing`` says where each stands in the rows that scans and attention run over). Its
+leading axis has one block per data-parallel device; every dialogue lies whole in one block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import struct
+
+from erc_jax.data.dialogue import Dialogue
+from erc_jax.data.labels import UNLABELLED, previous_utterances
+from erc_jax.data.packing import Layout, pack_sequences, round_up
+
+Array = jax.Array | np.ndarray
+
+
+@struct.dataclass
+class Batch:
+    """G blocks of N packed utterances; rows that hold no utterance have ``real`` False.
+
+    Attributes:
+      features: float32 [G, N, D], zero where not real.
+      real: bool [G, N].
+      ids: int32 [G, N], the utterance's place in the whole batch, whichever its block.
+      previous_global: int32 [G, N], row of the previous utterance of the dialogue, -1 on firsts.
+      previous_speaker: int32 [G, N], row of the same speaker's previous utterance, -1 on firsts.
+      dialogue: rows of whole dialogues, arrays with a leading axis G.
+      speaker: rows of each speaker's own utterances, arrays with a leading axis G.
+      labels: task to int32 [G, N], UNLABELLED (-1) where there is no label.
+    """
+
+    features: Array
+    real: Array
+    ids: Array
+    previous_global: Array
+    previous_speaker: Array
+    dialogue: Layout
+    speaker: Layout
+    labels: Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split as arrays over its N utterances, in the order of its B dialogues.
+
+    Attributes:
+      features: float32 [N, D].
+      starts: int64 [B + 1], where each dialogue begins; the last is N.
+      back_global: int32 [N], how many utterances ago the previous one was; 0 on firsts.
+      back_speaker: int32 [N], the same for the same speaker's previous utterance.
+      speaker_sequence: int64 [N], a number for each (dialogue, speaker).
+      labels: task to int32 [N].
+    """
+
+    features: np.ndarray
+    starts: np.ndarray
+    back_global: np.ndarray
+    back_speaker: np.ndarray
+    speaker_sequence: np.ndarray
+    labels: Mapping[str, np.ndarray]
+
+    @property
+    def n_dialogues(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def n_utterances(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def dialogue_of(self) -> np.ndarray:
+        """int64 [N], the dialogue of each utterance."""
+        return np.repeat(np.arange(self.n_dialogues), np.diff(self.starts))
+
+
+def make_examples(
+    dialogues: Sequence[Dialogue], features: np.ndarray, labels: Mapping[str, np.ndarray]
+) -> Examples:
+    """Arrays of a split.
+
+    Args:
+      dialogues: B dialogues with N utterances in all.
+      features: float32 [N, D].
+      labels: task to int32 [N]; may be empty where nothing is to be scored.
+    """
+    back_global, back_speaker, sequences = [], [], []
+    offset = 0
+    for dialogue in dialogues:
+        speakers = [utterance.speaker for utterance in dialogue.utterances]
+        here = np.arange(len(speakers), dtype=np.int32)
+        for previous, back in zip(
+            previous_utterances(speakers), (back_global, back_speaker), strict=True
+        ):
+            back.append(np.where(previous < 0, 0, here - previous))
+        _, of_utterance = np.unique(speakers, return_inverse=True)
+        sequences.append(offset + of_utterance)
+        offset += len(speakers)  # more than the speakers there can be
+    starts = np.cumsum([0] + [len(d.utterances) for d in dialogues])
+    if len(features) != starts[-1]:
+        raise ValueError(f"{len(features)} feature rows for {starts[-1]} utterances")
+    return Examples(
+        features=features,
+        starts=starts,
+        back_global=np.concatenate(back_global).astype(np.int32),
+        back_speaker=np.concatenate(back_speaker).astype(np.int32),
+        speaker_sequence=np.concatenate(sequences),
+        labels=labels,
+    )
+
+
+def training_order(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The epoch's batches, each an array of dialogue numbers; a function of (seed, epoch) alone."""
+    order = np.random.default_rng((seed, epoch)).permutation(examples.n_dialogues)
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def scoring_order(examples: Examples, batch_size: int) -> Iterator[np.ndarray]:
+    """Every dialogue once, in order."""
+    for start in range(0, examples.n_dialogues, batch_size):
+        yield np.arange(start, min(start + batch_size, examples.n_dialogues))
+
+
+def utterance_rows(examples: Examples, dialogues: np.ndarray) -> np.ndarray:
+    """Rows in ``examples`` of the utterances of some dialogues, in that order; int64 [n]."""
+    return np.concatenate(
+        [np.arange(examples.starts[d], examples.starts[d + 1]) for d in dialogues] or [np.arange(0)]
+    )
+
+
+def make_batch(examples: Examples, dialogues: np.ndarray, n_blocks: int = 1) -> Batch:
+    """Packs dialogues into a batch of numpy arrays.
+
+    Args:
+      examples: the split.
+      dialogues: int [B], numbers of the dialogues.
+      n_blocks: blocks (G) to spread them over, balanced by their number of utterances.
+    """
+    lengths = np.diff(examples.starts)[dialogues]
+    place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
+    blocks = _spread(lengths, n_blocks)
+    n_padded = round_up(max(int(lengths[block].sum()) for block in blocks))
+
+    rows = [utterance_rows(examples, dialogues[block]) for block in blocks]
+    ids = [
+        np.concatenate([np.arange(place[d], place[d] + lengths[d]) for d in block] or [[]])
+        for block in blocks
+    ]
+    dialogue_of = [np.repeat(dialogues[block], lengths[block]) for block in blocks]
+    return Batch(
+        features=_stack([examples.features[r] for r in rows], n_padded, 0.0),
+        real=_stack([np.ones(len(r), bool) for r in rows], n_padded, False),
+        ids=_stack(ids, n_padded, 0).astype(np.int32),
+        previous_global=_stack([_previous(examples.back_global[r]) for r in rows], n_padded, -1),
+        previous_speaker=_stack([_previous(examples.back_speaker[r]) for r in rows], n_padded, -1),
+        dialogue=_layouts(dialogue_of, n_padded),
+        speaker=_layouts([examples.speaker_sequence[r] for r in rows], n_padded),
+        labels={
+            task: _stack([labels[r] for r in rows], n_padded, UNLABELLED)
+            for task, labels in examples.labels.items()
+        },
+    )
+
+
+def _spread(lengths: np.ndarray, n_blocks: int) -> list[np.ndarray]:
+    """Longest dialogue first, each to the block with the fewest utterances; order kept inside."""
+    if n_blocks == 1:
+        return [np.arange(len(lengths))]
+    block_of = np.zeros(len(lengths), int)
+    load = np.zeros(n_blocks, int)
+    for dialogue in np.argsort(-lengths, kind="stable"):
+        block_of[dialogue] = load.argmin()
+        load[block_of[dialogue]] += lengths[dialogue]
+    return [np.flatnonzero(block_of == block) for block in range(n_blocks)]
+
+
+def _previous(back: np.ndarray) -> np.ndarray:
+    """Row of the previous utterance within a block, where a dialogue's rows are consecutive."""
+    return np.where(back > 0, np.arange(len(back)) - back, -1).astype(np.int32)
+
+
+def _stack(blocks: Sequence[np.ndarray], n_padded: int, fill: float) -> np.ndarray:
+    out = np.full((len(blocks), n_padded, *blocks[0].shape[1:]), fill, blocks[0].dtype)
+    for row, block in zip(out, blocks, strict=True):
+        row[: len(block)] = block
+    return out
+
+
+def _layouts(sequence_of: Sequence[np.ndarray], n_padded: int) -> Layout:
+    """Layouts of all blocks with one common shape, stacked."""
+    slots: int | None = None
+    rows: int | None = None
+    for _ in range(3):  # each block for itself; then in the longest's slots; then in the most rows
+        layouts = [
+            pack_sequences(sequence, n_padded=n_padded, n_slots=slots, n_rows=rows)
+            for sequence in sequence_of
+        ]
+        shapes = {layout.index.shape for layout in layouts}
+        if len(shapes) == 1:
+            break
+        if slots is None:
+            slots = max(shape[0] for shape in shapes)
+        else:
+            rows = max(shape[1] for shape in shapes)
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *layouts)

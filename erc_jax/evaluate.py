@@ -1,0 +1,219 @@
+"""A split's predictions, their scores, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from erc_jax import metrics
+from erc_jax.config import load_config
+from erc_jax.data.batching import Examples, make_batch, scoring_order
+from erc_jax.data.dialogue import Dialogue, load_dialogues, save_dialogues, write_whole
+from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.errors import UserError
+from erc_jax.experiment import (
+    Experiment,
+    encode,
+    load_run,
+    prepare,
+    run_facts,
+    seed_folders,
+)
+from erc_jax.sharding import make_mesh, over_blocks
+from erc_jax.systems import Params, System, Task
+
+# Task to confusion counts int64 [M, C, C] of each of M dialogues.
+Confusions = dict[str, np.ndarray]
+
+
+class Predictor:
+    """Runs a system over whole splits; compiles once per batch shape."""
+
+    def __init__(self, system: System, mesh: Mesh, batch_size: int = 32):
+        self._predict = jax.jit(system.predict)
+        self._mesh = mesh
+        self._batch_size = batch_size
+
+    def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
+        """Task to class probabilities float32 [N, C] of a split's utterances, in order."""
+        pending = []
+        for dialogues in scoring_order(examples, self._batch_size):
+            batch = make_batch(examples, dialogues, self._mesh.size)
+            on_device = jax.device_put(batch.replace(labels={}), over_blocks(self._mesh))
+            rows = examples.starts[dialogues[0]] + batch.ids[batch.real]
+            pending.append((rows, batch.real, self._predict(params, on_device)))
+        outputs: dict[str, np.ndarray] = {}
+        for rows, real, batch_outputs in jax.device_get(pending):
+            for task, values in batch_outputs.items():
+                whole = outputs.setdefault(
+                    task, np.zeros((examples.n_utterances, values.shape[-1]), values.dtype)
+                )
+                whole[rows] = values[real]
+        return outputs
+
+
+def count(
+    tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], examples: Examples
+) -> Confusions:
+    """Confusion counts of each dialogue; unlabelled utterances count nowhere."""
+    counts: Confusions = {}
+    for task in tasks:
+        predicted = probabilities[task.name].argmax(-1)
+        target = examples.labels[task.name]
+        n_classes = len(task.classes)
+        counts[task.name] = np.zeros((examples.n_dialogues, n_classes, n_classes), np.int64)
+        labelled = target >= 0
+        where = (examples.dialogue_of[labelled], target[labelled], predicted[labelled])
+        np.add.at(counts[task.name], where, 1)
+    return counts
+
+
+def split_scores(tasks: Sequence[Task], runs: Sequence[Confusions]) -> dict[str, Any]:
+    """The block of a split in metrics.json: the emotion's scores, other tasks' under their name.
+
+    Args:
+      tasks: what was classified.
+      runs: the counts of one run, or of one run per seed; several give means, standard deviations
+        and bootstrap intervals.
+    """
+
+    def scores_of(task: Task) -> dict[str, Any]:
+        if len(runs) == 1:
+            total = runs[0][task.name].sum(axis=0)
+            return metrics.block(total, task.classes, task.neutral)
+        stacked = np.stack([run[task.name] for run in runs])
+        return metrics.aggregate(stacked, task.classes, task.neutral)
+
+    block = scores_of(tasks[0])
+    return block | {task.name: scores_of(task) for task in tasks[1:]}
+
+
+def score_run(
+    predictor: Predictor, params: Params, experiment: Experiment, split: str, workdir: Path
+) -> Confusions:
+    """Predicts a split, writes predictions_<split>.jsonl, and counts."""
+    system, examples = experiment.system, experiment.examples[split]
+    probabilities = predictor(params, examples)
+    records = label_dialogues(system, experiment.corpus.splits[split], probabilities)
+    save_dialogues(workdir / f"predictions_{split}.jsonl", records)
+    return count(system.tasks, probabilities, examples)
+
+
+def metrics_file(
+    workdir: Path,
+    tasks: Sequence[Task],
+    counts: Mapping[str, Sequence[Confusions]],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes metrics.json: a block per split, the ``run`` block, and each seed's own blocks.
+
+    Blocks of other splits that the file already holds stay.
+
+    Args:
+      workdir: the experiment's folder.
+      tasks: what was classified.
+      counts: split to the counts of each seed's run.
+      facts: the ``run`` block.
+    """
+    path = workdir / "metrics.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    content |= {split: split_scores(tasks, runs) for split, runs in counts.items()}
+    content["run"] = dict(facts)
+    if len(facts["seeds"]) > 1:
+        seeds = content.get("seeds") or [{"seed": seed} for seed in facts["seeds"]]
+        content["seeds"] = [
+            of_seed | {split: split_scores(tasks, [runs[i]]) for split, runs in counts.items()}
+            for i, of_seed in enumerate(seeds)
+        ]
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return content
+
+
+def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores a finished run on a split again; metrics.json and predictions are written anew.
+
+    Args:
+      workdir: the run's folder; several seeds are all scored.
+      split: "train", "validation" or "test".
+      overrides: config fields that differ from the run's, such as data.source, which may have
+        moved.
+
+    Returns:
+      What metrics.json holds of this split, with its ``run`` block.
+
+    Raises:
+      UserError: the folder is not a workdir, or corpus and encoder are not the run's.
+    """
+    config = load_config(workdir)
+    config.update_from_flattened_dict(overrides)
+    runs = [(seed, folder, load_run(folder)) for seed, folder in seed_folders(config, workdir)]
+    experiment = prepare(config, [split], encoder_sha256=runs[0][2].encoder["sha256"])
+    predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
+    counts = [
+        score_run(predictor, run.params, experiment, split, folder) for _, folder, run in runs
+    ]
+    chosen = [{"seed": seed, **run.selection} for seed, _, run in runs]
+    facts = run_facts(config, experiment, chosen)
+    content = metrics_file(workdir, experiment.system.tasks, {split: counts}, facts)
+    return {split: content[split], "run": facts}
+
+
+def evaluate_file(workdir: Path, path: Path, output: Path | None) -> dict[str, Any]:
+    """Scores a run on labelled conversations of one's own.
+
+    Args:
+      workdir: the run's folder; of several seeds, the one that predicts.
+      path: JSON lines or CSV whose labels are those of the run.
+      output: file for the scores, if wanted.
+
+    Returns:
+      {the file's name: the block of scores}.
+
+    Raises:
+      UserError: the file holds no labels, or others than the run knows.
+    """
+    dialogues = load_dialogues(path)
+    if not any(u.emotion for dialogue in dialogues for u in dialogue.utterances):
+        raise UserError(f'{path}: no utterance has an "emotion"; use --mode predict')
+    run = load_run(workdir)
+    encoder = SentenceEncoder.from_pretrained(run.encoder["name"], sha256=run.encoder["sha256"])
+    examples = encode(dialogues, encoder, run.system)
+    probabilities = Predictor(run.system, make_mesh())(run.params, examples)
+    counts = count(run.system.tasks, probabilities, examples)
+    content = {path.name: split_scores(run.system.tasks, [counts])}
+    if output:
+        write_whole(output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return content
+
+
+def label_dialogues(
+    system: System, dialogues: Sequence[Dialogue], probabilities: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """The dialogues' records with what the system predicts per utterance.
+
+    A label that the input carried and the system predicts stands under ``gold``.
+
+    Args:
+      probabilities: task to float32 [N, C] over the utterances of all dialogues.
+    """
+    records = []
+    start = 0
+    for dialogue in dialogues:
+        end = start + len(dialogue.utterances)
+        described = system.describe(
+            dialogue, {task: p[start:end] for task, p in probabilities.items()}
+        )
+        record = dialogue.to_json()
+        utterances = []
+        for given, predicted in zip(record["utterances"], described, strict=True):
+            gold = {key: given[key] for key in predicted if key in given}
+            utterances.append({**given, **predicted, **({"gold": gold} if gold else {})})
+        records.append({**record, "utterances": utterances})
+        start = end
+    return records

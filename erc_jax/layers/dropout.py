@@ -1,0 +1,79 @@
+"""Dropout whose masks belong to utterances, not to their places in arrays.
+
+An utterance's mask is drawn from (key, its id). Where packing, padding or the number of devices
+puts the utterance then changes nothing, so a run on eight devices drops what a run on one does.
+
+All masks of a forward pass are drawn at once: one large draw compiles in a fraction of the time
+that a dozen small ones take.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+class Dropout:
+    """Zeroes channels of utterances at random, and scales the others up.
+
+    Each call uses up as many of the drawn channels as its argument has.
+
+    Args:
+      key: PRNG key; None is evaluation, and nothing is dropped.
+      ids: int32 [N], each utterance's place in the whole batch.
+      rate: probability of a zero, in [0, 1).
+      channels: sum of the widths of all arrays that will be passed.
+    """
+
+    def __init__(self, key: jax.Array | None, ids: jax.Array, rate: float, channels: int):
+        self._rate = rate
+        self._bits = None if key is None or rate == 0.0 else _draw(key, ids, (channels,))
+        self._used = 0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Drops channels of x, float [N, D]."""
+        if self._bits is None:
+            return x
+        start, self._used = self._used, self._used + x.shape[-1]
+        return _drop(x, self._rate, self._bits[:, start : self._used])
+
+
+class PairDropout:
+    """Zeroes attention weights at random; a mask belongs to a pair of utterances.
+
+    Args:
+      key: PRNG key; None is evaluation, and nothing is dropped.
+      ids: int32 [R, T], each utterance's place in the whole batch.
+      rate: probability of a zero, in [0, 1).
+      calls: how many arrays of weights will be passed.
+    """
+
+    def __init__(self, key: jax.Array | None, ids: jax.Array, rate: float, calls: int):
+        self._rate = rate
+        self._bits = None
+        self._used = 0
+        if key is not None and rate > 0.0:
+            n_slots = ids.shape[1]
+            # The queries' keys, folded again with each id of their row, give the pairs' draws.
+            queries = jax.vmap(jax.random.fold_in, (None, 0))(key, ids.reshape(-1))
+            of_row = jnp.repeat(ids, n_slots, axis=0)
+            bits = jax.vmap(lambda k, row: _draw(k, row, (calls,)))(queries, of_row)
+            self._bits = bits.reshape(*ids.shape, n_slots, calls)
+
+    def __call__(self, weights: jax.Array) -> jax.Array:
+        """Drops weights, float [R, T, T], of each query (second axis) over the keys (last)."""
+        if self._bits is None:
+            return weights
+        self._used += 1
+        return _drop(weights, self._rate, self._bits[..., self._used - 1])
+
+
+def _draw(key: jax.Array, ids: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random uint16 [N, *shape]; 16 bits cost half of the usual 32."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    return jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint16))(keys)
+
+
+def _drop(x: jax.Array, rate: float, bits: jax.Array) -> jax.Array:
+    threshold = round(rate * 2**16)
+    return jnp.where(bits >= threshold, x * (2**16 / (2**16 - threshold)), 0).astype(x.dtype)

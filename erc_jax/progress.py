@@ -1,0 +1,126 @@
+"""What a run tells while it goes: lines on the terminal, metrics.jsonl, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from erc_jax.data.dialogue import write_whole
+
+
+def say(message: str) -> None:
+    """A line for the user."""
+    print(message, flush=True)
+
+
+class Counter:
+    """Shows how far something long has come: "features 512/9989, 12 s left"."""
+
+    def __init__(self, what: str, every: float = 2.0):
+        self._what = what
+        self._every = every
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every or (done == total and self._last > self._start):
+            self._last = now
+            left = (now - self._start) / max(done, 1) * (total - done)
+            say(f"{self._what} {done:,}/{total:,}, {duration(left)} left")
+
+
+def duration(seconds: float) -> str:
+    """For people: "8 s", "2 min 5 s", "3 h 20 min"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+class RunLog:
+    """metrics.jsonl and TensorBoard events of a run.
+
+    A resumed run forgets the records after the step that it goes on from, so that the file is that
+    of a run that was never interrupted.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        kept = [
+            line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step
+        ]
+        write_whole(self._path, "".join(f"{line}\n" for line in kept))
+        # Everything later than the checkpoint is purged from the events too.
+        purge = resume_step + 1 if resume_step else None
+        self._events = SummaryWriter(str(workdir), purge_step=purge)
+
+    def write(self, step: int, record: Mapping[str, Any]) -> None:
+        """Appends one record; nested numbers become TensorBoard tags such as validation/mcc."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **record}) + "\n")
+        for tag, value in _scalars(record):
+            self._events.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    """Lines of a file that a killed run may have left with half a line at its end."""
+    if not path.is_file():
+        return
+    for line in path.read_text().split("\n")[:-1]:
+        try:
+            json.loads(line)
+        except json.JSONDecodeError:
+            return
+        yield line
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", float(value)
+
+
+class TrainingProgress:
+    """The line of a training run: loss, validation score, utterances per second, time left."""
+
+    def __init__(self, epochs: int, steps_per_epoch: int, start_step: int):
+        self._epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._start_step = start_step
+        self._started = self._last = time.monotonic()
+        self._utterances = 0
+        self._validation = ""
+
+    def saw(self, utterances: int) -> None:
+        self._utterances += utterances
+
+    def validated(self, metric: str, score: float, best: float, best_epoch: int) -> None:
+        """Notes the validation score; its time does not count in the rate."""
+        self._validation = f"  {metric} {score:.4f} (best {best:.4f}, epoch {best_epoch})"
+        self._last, self._utterances = time.monotonic(), 0
+
+    def line(self, step: int, loss: float) -> float:
+        """Prints the line; returns utterances per second since the last one."""
+        now = time.monotonic()
+        rate = self._utterances / max(now - self._last, 1e-9)
+        self._last, self._utterances = now, 0
+        total = self._epochs * self._steps_per_epoch
+        left = (now - self._started) / max(step - self._start_step, 1) * (total - step)
+        say(
+            f"epoch {-(-step // self._steps_per_epoch)}/{self._epochs}  step {step:,}/{total:,}  "
+            f"loss {loss:.4f}{self._validation}  {rate:,.0f} utterances/s  "
+            f"at most {duration(left)} left"
+        )
+        return rate

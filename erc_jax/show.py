@@ -1,0 +1,96 @@
+"""Conversations and scores on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SENTIMENT_STYLES = {"negative": "red", "neutral": "dim", "positive": "green"}
+SHIFT_ARROWS = {
+    "strong_negative": "⇊",
+    "negative": "↓",
+    "none": "·",
+    "positive": "↑",
+    "strong_positive": "⇈",
+}
+HEADLINES = ("accuracy", "weighted_f1", "macro_f1", "micro_f1_no_neutral", "mcc")
+
+
+def show_conversation(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints a labelled conversation: who said what, its emotion and how the mood shifts.
+
+    Args:
+      record: a line of what ``predict`` writes.
+      console: where to; standard output by default, plain when that is not a terminal.
+    """
+    utterances = record["utterances"]
+    has_shift = any("shift" in utterance for utterance in utterances)
+    table = Table(title=f"Conversation {record['id']}", title_justify="left", expand=True)
+    table.add_column("Speaker", no_wrap=True)
+    table.add_column("Utterance", ratio=1)
+    table.add_column("Emotion", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    if has_shift:
+        table.add_column("Shift", justify="center", no_wrap=True)
+        table.add_column("Own", justify="center", no_wrap=True)
+    for utterance in utterances:
+        emotion = utterance["emotion"]
+        cells: list[str | Text] = [
+            Text(utterance["speaker"]),
+            Text(utterance["text"]),
+            Text(emotion, SENTIMENT_STYLES.get(utterance.get("sentiment", ""), "")),
+            f"{utterance['probabilities'][emotion]:.0%}",
+        ]
+        if has_shift:
+            shift = utterance["shift"]
+            cells += [SHIFT_ARROWS.get(shift[level], "") for level in ("global", "speaker")]
+        table.add_row(*cells)
+    console = console or Console()
+    console.print(table)
+    if has_shift:
+        arrows = "  ".join(f"{a} {name.replace('_', ' ')}" for name, a in SHIFT_ARROWS.items())
+        console.print(
+            f"Shift: from the previous utterance; own: from the speaker's previous one.  {arrows}"
+        )
+
+
+def show_scores(content: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the scores of metrics.json: a line per split and task, then emotions of the last.
+
+    Args:
+      content: what metrics.json holds, or its part with a single split.
+      console: where to; standard output by default.
+    """
+    console = console or Console()
+    splits = [split for split in content if split not in ("run", "seeds")]
+    table = Table("Split", "Task", *(h.replace("_", " ") for h in HEADLINES))
+    for split in splits:
+        block = content[split]
+        tasks = {k: v for k, v in block.items() if isinstance(v, dict) and "accuracy" in v}
+        tasks = {k: v for k, v in tasks.items() if k not in ("std", "interval")}
+        for task, scores in ({"emotion": block} | tasks).items():
+            table.add_row(split, task, *(_score(scores, headline) for headline in HEADLINES))
+    console.print(table)
+
+    block = content[splits[-1]]
+    table = Table("Emotion", "precision", "recall", "F1", "support", title=f"Split {splits[-1]}")
+    for name, scores in block["per_class"].items():
+        cells = [f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")]
+        table.add_row(name, *cells, str(scores["support"]))
+    console.print(table)
+    if content.get("run", {}).get("corpus", {}).get("synthetic"):
+        console.print(
+            "The corpus is synthetic: these scores say that the program works, "
+            "nothing about real conversations."
+        )
+
+
+def _score(scores: Mapping[str, Any], name: str) -> str:
+    if name not in scores:
+        return ""
+    spread = f" ± {scores['std'][name]:.4f}" if "std" in scores else ""
+    return f"{scores[name]:.4f}{spread}"

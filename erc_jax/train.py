@@ -1,0 +1,291 @@
+"""The training loop, for every system: train, choose on validation, test once."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from ml_collections import ConfigDict
+
+from erc_jax.checkpoint import Checkpointer
+from erc_jax.config import check_same_run, save_config
+from erc_jax.data.batching import Batch, make_batch, training_order
+from erc_jax.errors import UserError
+from erc_jax.evaluate import Confusions, Predictor, count, metrics_file, score_run, split_scores
+from erc_jax.experiment import (
+    Experiment,
+    blank_batch,
+    labels_to_json,
+    prepare,
+    run_facts,
+    seed_folders,
+)
+from erc_jax.progress import RunLog, TrainingProgress, say
+from erc_jax.sharding import make_mesh, over_blocks, replicated
+from erc_jax.systems import Params, System
+from erc_jax.transfer import take_over
+
+SCORED_SPLITS = ("validation", "test")
+# A checkpoint is written whenever the selection score improves, and this often besides.
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes. What a step draws at random follows from the seed and ``step``."""
+
+    step: jax.Array  # int32 [], steps done
+    params: Params
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass
+class Selection:
+    """How far the choice of a checkpoint has come; kept with every checkpoint."""
+
+    epoch: int = 0  # epochs done
+    best_epoch: int = 0
+    best_step: int = 0
+    best_score: float = -1.0
+
+    def update(self, step: int, score: float) -> bool:
+        """Notes the score of one more epoch; returns whether it is the best so far."""
+        self.epoch += 1
+        if score <= self.best_score:
+            return False
+        self.best_epoch, self.best_step, self.best_score = self.epoch, step, score
+        return True
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs an experiment, or goes on with it, and scores it.
+
+    Args:
+      config: as ``erc_jax.config.base_config`` describes it.
+      workdir: folder for everything that the run leaves.
+
+    Returns:
+      What metrics.json holds.
+
+    Raises:
+      UserError: config, data, encoder or workdir do not fit, the loss is no longer finite, or
+        nothing can be written.
+    """
+    started = time.monotonic()
+    check_same_run(config, workdir)
+    experiment = prepare(config)
+    save_config(config, workdir)
+    trainer = Trainer(config, experiment)
+
+    counts: dict[str, list[Confusions]] = {split: [] for split in SCORED_SPLITS}
+    chosen = []
+    for seed, folder in seed_folders(config, workdir):
+        if config.seeds > 1:
+            say(f"\nSeed {seed}, {len(chosen) + 1} of {config.seeds}")
+        params, selection = trainer.fit(seed, folder)
+        chosen.append({"seed": seed, **dataclasses.asdict(selection)})
+        for split in SCORED_SPLITS:
+            counts[split].append(score_run(trainer.predictor, params, experiment, split, folder))
+    facts = run_facts(config, experiment, chosen)
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    return metrics_file(workdir, experiment.system.tasks, counts, facts)
+
+
+class Trainer:
+    """What the seeds of an experiment share: mesh, optimizer and compiled steps."""
+
+    def __init__(self, config: ConfigDict, experiment: Experiment):
+        self.config = config
+        self.experiment = experiment
+        self.mesh = make_mesh()
+        examples = experiment.examples["train"]
+        self.steps_per_epoch = -(-examples.n_dialogues // config.train.batch_size)
+        self.optimizer = make_optimizer(config, self.steps_per_epoch)
+        self.train_step = make_train_step(experiment.system, self.optimizer)
+        self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
+
+    def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
+        """Trains one seed, from its latest checkpoint if there is one.
+
+        Returns:
+          The parameters that scored best on the selection split, and which ones these are.
+        """
+        config, examples = self.config, self.experiment.examples["train"]
+
+        # 1. State: new, taken over from another run, or that of the latest checkpoint.
+        state = self.initial_state(seed)
+        selection = Selection()
+        checkpoints = Checkpointer(workdir)
+        if restored := checkpoints.restore_latest(state):
+            state, meta = restored
+            selection = Selection(**meta["selection"])
+            say(f"Going on after epoch {selection.epoch} (step {int(state.step)})")
+        step = int(state.step)
+
+        # 2. Epochs. Losses stay on the device until a line of progress is due.
+        log = RunLog(workdir, resume_step=step)
+        progress = TrainingProgress(config.train.epochs, self.steps_per_epoch, step)
+        pending: list[dict[str, jax.Array]] = []
+        saved_at = time.monotonic()
+        while selection.epoch < config.train.epochs and not self.is_over(selection):
+            order = training_order(examples, config.train.batch_size, seed, selection.epoch)
+            for dialogues in order:
+                batch = make_batch(examples, dialogues, self.mesh.size)
+                progress.saw(int(batch.real.sum()))
+                on_device = jax.device_put(batch, over_blocks(self.mesh))
+                state, losses = self.train_step(state, on_device, np.uint32(seed))
+                pending.append(losses)
+                step += 1
+                if step % config.log_every == 0:
+                    self.report(step, pending, progress, log)
+
+            # 3. Validation. Nothing is saved before the losses are known to be finite.
+            self.report(step, pending, progress, log)
+            score, scores = self.validate(state.params)
+            better = selection.update(step, score)
+            progress.validated(
+                f"{config.train.select_on} {config.train.select_metric}",
+                score,
+                selection.best_score,
+                selection.best_epoch,
+            )
+            log.write(step, {"epoch": selection.epoch, config.train.select_on: scores})
+            is_last = selection.epoch == config.train.epochs or self.is_over(selection)
+            if better or is_last or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                checkpoints.save(step, state, self.meta(selection), score)
+                saved_at = time.monotonic()
+        checkpoints.wait()
+        log.close()
+
+        # 4. The best, as it was saved.
+        best, _ = checkpoints.restore_best({"params": state.params}, partial=True)
+        say(
+            f"Chosen: epoch {selection.best_epoch}, {config.train.select_on} "
+            f"{config.train.select_metric} {selection.best_score:.4f}"
+        )
+        return best["params"], selection
+
+    def initial_state(self, seed: int) -> TrainState:
+        """Fresh parameters, or those of ``init_from``, whole on every device of the mesh."""
+        system, width = self.experiment.system, self.experiment.encoder.width
+        params = jax.jit(system.init)(jax.random.key(seed), blank_batch(width))
+        if self.config.init_from:
+            params = take_over(
+                params, system.tasks, self.experiment.encoder, Path(self.config.init_from)
+            )
+        state = TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+        return jax.device_put(state, replicated(self.mesh))
+
+    def validate(self, params: Params) -> tuple[float, dict[str, Any]]:
+        """The selection score of the selection split, and all of its scores."""
+        system, split = self.experiment.system, self.config.train.select_on
+        examples = self.experiment.examples[split]
+        counts = count(system.tasks, self.predictor(params, examples), examples)
+        scores = split_scores(system.tasks, [counts])
+        metric = self.config.train.select_metric
+        if not isinstance(scores.get(metric), float):
+            known = ", ".join(name for name, value in scores.items() if isinstance(value, float))
+            raise UserError(f"train.select_metric is {metric!r}; expected one of {known}")
+        return scores[metric], scores
+
+    def is_over(self, selection: Selection) -> bool:
+        patience = self.config.train.patience
+        return 0 < patience <= selection.epoch - selection.best_epoch
+
+    def meta(self, selection: Selection) -> dict[str, Any]:
+        """What lies beside the weights: all that prediction needs to know of this run."""
+        experiment = self.experiment
+        return {
+            "selection": dataclasses.asdict(selection),
+            "labels": labels_to_json(experiment.corpus.labels),
+            "encoder": {
+                "name": experiment.encoder.name,
+                "sha256": experiment.encoder.sha256,
+                "width": experiment.encoder.width,
+            },
+        }
+
+    def report(
+        self,
+        step: int,
+        pending: list[dict[str, jax.Array]],
+        progress: TrainingProgress,
+        log: RunLog,
+    ) -> None:
+        """Fetches the losses since the last report, checks, logs and shows them.
+
+        Raises:
+          UserError: a loss is not finite; the message names its step.
+        """
+        if not pending:
+            return
+        losses = jax.device_get(pending)
+        first = step - len(losses) + 1
+        pending.clear()
+        for offset, parts in enumerate(losses):
+            if not all(np.isfinite(value) for value in parts.values()):
+                shown = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+                raise UserError(
+                    f"the loss of step {first + offset} is not finite ({shown}). Try a lower "
+                    f"train.learning_rate (now {self.config.train.learning_rate:g}) or "
+                    "train.clip_norm=1.0. Checkpoints of earlier epochs are untouched."
+                )
+        means = {name: float(np.mean([parts[name] for parts in losses])) for name in losses[0]}
+        rate = progress.line(step, means["loss"])
+        log.write(step, {**means, "utterances_per_second": round(rate, 1)})
+
+
+def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Adam, with warm-up, decay, weight decay and clipping as the config says.
+
+    Raises:
+      UserError: ``train.decay`` is not one of the known ones.
+    """
+    train = config.train
+    warmup = train.warmup_steps
+    decay_steps = max(train.epochs * steps_per_epoch - warmup, 1)
+    after = {
+        "none": lambda: optax.constant_schedule(train.learning_rate),
+        "linear": lambda: optax.linear_schedule(train.learning_rate, 0.0, decay_steps),
+        "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, decay_steps),
+    }
+    if train.decay not in after:
+        raise UserError(f"train.decay is {train.decay!r}; expected {', '.join(after)}")
+    schedule = after[train.decay]()
+    if warmup:
+        up = optax.linear_schedule(0.0, train.learning_rate, warmup)
+        schedule = optax.join_schedules([up, schedule], [warmup])
+    parts = [optax.adamw(schedule, weight_decay=train.weight_decay)]
+    if train.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
+    return optax.chain(*parts)
+
+
+def make_train_step(
+    system: System, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """One jitted update; the state is donated, shardings follow the arguments'.
+
+    Returns:
+      (state, batch, seed uint32 []) to (new state, {"loss" and its parts: float32 []}).
+    """
+
+    def step(state, batch, seed):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (loss, parts), gradient = jax.value_and_grad(system.loss, has_aux=True)(
+            state.params, batch, key
+        )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        parts = {f"loss_{name}": value for name, value in parts.items()}
+        return TrainState(state.step + 1, params, opt_state), {"loss": loss, **parts}
+
+    return jax.jit(step, donate_argnums=0)
