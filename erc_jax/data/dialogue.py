@@ -7,6 +7,9 @@ A conversation is one JSON line::
 ``emotion``, ``sentiment`` and ``vad`` are optional; other keys are kept and written back. A CSV
 file with the columns dialogue, speaker, text (and emotion, sentiment) is read too, one utterance a
 row.
+
+What is read goes about together with its place, "file:line", so that any later complaint can name
+it.
 """
 
 from __future__ import annotations
@@ -14,9 +17,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +79,34 @@ class Dialogue:
         _require(isinstance(record, dict), where, "expected an object", record)
         utterances = record.get("utterances")
         _require(isinstance(utterances, list), where, 'expected a list "utterances"', utterances)
-        _require(
-            len(utterances) > 0, where, "the dialogue has no utterances; remove the line", None
-        )
-        _require(
-            len(utterances) <= MAX_UTTERANCES,
-            where,
-            f"the dialogue has {len(utterances)} utterances, the limit is {MAX_UTTERANCES}; "
-            "split it",
-            None,
-        )
+        check_length(len(utterances), where)
         identifier = record.get("id", where)
         _require(isinstance(identifier, str | int), where, 'expected text as "id"', identifier)
         return cls(
             id=str(identifier),
             utterances=tuple(
-                _utterance(u, f"{where}: utterance {i + 1}") for i, u in enumerate(utterances)
+                _utterance(utterance, place)
+                for place, utterance in zip(
+                    utterance_places(where, len(utterances)), utterances, strict=True
+                )
             ),
             extra={k: v for k, v in record.items() if k not in ("id", "utterances")},
         )
+
+
+# A dialogue and its utterances' places.
+Located = tuple[Sequence[str], Dialogue]
+
+
+def check_length(utterances: int, where: str) -> None:
+    """Raises UserError for a dialogue of no utterances, or of more than MAX_UTTERANCES."""
+    _require(utterances > 0, where, "the dialogue has no utterances; remove it", None)
+    _require(
+        utterances <= MAX_UTTERANCES,
+        where,
+        f"the dialogue has {utterances} utterances, the limit is {MAX_UTTERANCES}; split it",
+        None,
+    )
 
 
 def _require(condition: bool, where: str, message: str, found: Any) -> None:
@@ -108,9 +124,9 @@ def _utterance(record: Any, where: str) -> Utterance:
     for key in ("emotion", "sentiment"):
         value = record.get(key)
         _require(
-            value is None or (isinstance(value, str) and value.strip() != ""),
+            value is None or (isinstance(value, str) and value.strip().splitlines() == [value]),
             where,
-            f'expected a label name or null as "{key}"',
+            f'expected a label name (without spaces around it) or null as "{key}"',
             value,
         )
     vad = record.get("vad")
@@ -140,16 +156,28 @@ def load_dialogues(path: str | Path) -> list[Dialogue]:
       UserError: the file is missing, empty, not UTF-8, cut off, or holds something that is not a
         conversation; the message names file and line.
     """
-    path = Path(path)
-    if path.suffix == ".csv":
-        dialogues = list(_dialogues_of_rows(path))
-    else:
-        dialogues = [
-            Dialogue.from_json(parse_json(line, where), where) for where, line in text_lines(path)
-        ]
-    if not dialogues:
+    return [dialogue for _, dialogue in iter_dialogues(Path(path))]
+
+
+def iter_dialogues(path: Traversable) -> Iterator[Located]:
+    """Yields the dialogues of a file with their utterances' places; see load_dialogues."""
+    empty = True
+    for located in group_rows(_own_rows(path)) if path.name.endswith(".csv") else _json_lines(path):
+        empty = False
+        yield located
+    if empty:
         raise UserError(f"{path}: no dialogues in the file; expected one JSON object a line")
-    return dialogues
+
+
+def _json_lines(path: Traversable) -> Iterator[Located]:
+    for where, line in text_lines(path):
+        dialogue = Dialogue.from_json(parse_json(line, where), where)
+        yield utterance_places(where, len(dialogue.utterances)), dialogue
+
+
+def utterance_places(where: str, count: int) -> list[str]:
+    """Places of the utterances of a dialogue that stands on one line."""
+    return [f"{where}: utterance {position}" for position in range(1, count + 1)]
 
 
 def save_dialogues(path: str | Path, records: Iterable[Dialogue | Mapping[str, Any]]) -> None:
@@ -181,7 +209,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         ) from error
 
 
-def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+def text_lines(path: Traversable) -> Iterator[tuple[str, str]]:
     r"""Yields ("file:line", line) for the lines of a UTF-8 file that are not blank.
 
     Lines end at ``\n`` only: texts hold other separators, such as U+0085, that
@@ -193,11 +221,14 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Traversable) -> bytes:
+    """Reads a file, a member of a zip archive (``zipfile.Path``) or a packaged resource."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{path}: the archive is damaged ({error}); get it again") from error
 
 
 def decode(raw: bytes, where: str) -> str:
@@ -212,15 +243,24 @@ def decode(raw: bytes, where: str) -> str:
 
 def parse_json(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
+        record = json.loads(line)
+        if "\\ud" in line.lower():
+            # JSON can spell half of a character (a lone surrogate), which no UTF-8 file can hold.
+            json.dumps(record, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where}: not a JSON object ({error.msg} at column {error.colno}); "
             "is the file cut off, or not one object a line?"
         ) from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: holds half of a character ({error.object[error.start]!r}); "
+            "was a text cut inside an emoji? Mend or remove it"
+        ) from error
+    return record
 
 
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def csv_rows(path: Traversable, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ("file:line", row) for a UTF-8 CSV file with a header; other columns come along.
 
     Raises:
@@ -249,19 +289,35 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
         raise UserError(f"{path}:{reader.line_num}: {error}; is the file cut off?") from error
 
 
-def _dialogues_of_rows(path: Path) -> Iterator[Dialogue]:
-    """Rows of one dialogue stand together; a dialogue that comes back later is a mistake."""
-    dialogues: dict[str, list[Utterance]] = {}
-    current: str | None = None
+def _own_rows(path: Traversable) -> Iterator[tuple[str, str, Utterance]]:
     for where, row in csv_rows(path, ("dialogue", "speaker", "text")):
         identifier = row.pop("dialogue")
-        if identifier != current and identifier in dialogues:
-            raise UserError(
-                f"{where}: dialogue {identifier!r} goes on after another one began; "
-                "keep a dialogue's rows together"
-            )
-        current = identifier
         labels = {key: row.pop(key, None) or None for key in ("emotion", "sentiment")}
-        dialogues.setdefault(identifier, []).append(_utterance({**row, **labels}, where))
-    for identifier, utterances in dialogues.items():
-        yield Dialogue(identifier, tuple(utterances))
+        yield where, identifier, _utterance({**row, **labels}, where)
+
+
+def group_rows(rows: Iterable[tuple[str, str, Utterance]]) -> Iterator[Located]:
+    """Makes dialogues of rows that hold one utterance each.
+
+    Args:
+      rows: ("file:line", the dialogue's id, utterance) of each row, in the file's order.
+
+    Yields:
+      ("file:line" of each row, dialogue), in the file's order.
+
+    Raises:
+      UserError: a dialogue comes back after another one began; the rows were shuffled or joined.
+    """
+    seen = set()
+    for identifier, run in itertools.groupby(rows, key=lambda row: row[1]):
+        places, _, utterances = zip(*run, strict=True)
+        _require(
+            identifier not in seen,
+            places[0],
+            f"dialogue {identifier!r} goes on after another one began; "
+            "keep a dialogue's rows together",
+            None,
+        )
+        seen.add(identifier)
+        check_length(len(utterances), places[0])
+        yield places, Dialogue(identifier, utterances)

@@ -1,0 +1,114 @@
+"""Corpora by name: the published ones, the sample that comes along, and one's own.
+
+A new corpus is a module with a subclass of DialogueBuilder, and a line in CORPORA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erc_jax.data.cache import cache_dir
+from erc_jax.data.dialogue import Dialogue
+from erc_jax.data.labels import LabelSpace
+from erc_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from erc_jax.data.corpora.base import DialogueBuilder
+
+# Name of the corpus, and of its builder in tfds, to the module that defines the builder.
+CORPORA = {
+    "meld": "erc_jax.data.corpora.meld",
+    "emorynlp": "erc_jax.data.corpora.emorynlp",
+    "dailydialog": "erc_jax.data.corpora.dailydialog",
+    "iemocap": "erc_jax.data.corpora.iemocap",
+    "own": "erc_jax.data.corpora.own",
+    "sample": "erc_jax.data.corpora.sample",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A corpus in memory.
+
+    Attributes:
+      name: as in CORPORA.
+      splits: dialogues of "train", "validation" and "test", in the order of the source.
+      labels: the emotions and what is known of them.
+      sha256: of the source files, hex; the same for the same files, wherever they lie.
+      synthetic: the conversations were made up, so that scores say nothing about real ones.
+      notes: what the user should be told, once.
+    """
+
+    name: str
+    splits: Mapping[str, Sequence[Dialogue]]
+    labels: LabelSpace
+    sha256: str
+    synthetic: bool
+    notes: Sequence[str]
+
+
+def load_corpus(
+    name: str,
+    source: str | Path | None = None,
+    *,
+    cache: Path | None = None,
+    polarity: Mapping[str, str] | None = None,
+    neutral: str | None = None,
+    keep_unlabelled: bool = False,
+) -> Corpus:
+    """Reads a corpus; the first time it is prepared in the cache, afterwards it comes from there.
+
+    Args:
+      name: a name in CORPORA.
+      source: folder of the corpus' original files, or of train.jsonl, validation.jsonl and
+        test.jsonl (or .csv) with the corpus' emotions; None downloads it.
+      cache: folder of the cache, by default cache_dir().
+      polarity: emotion to "negative", "neutral" or "positive", instead of the corpus' own.
+      neutral: the emotion that ``..._no_neutral`` metrics leave out, instead of the corpus' own.
+      keep_unlabelled: keep utterances outside the corpus' classes as unlabelled context (IEMOCAP).
+
+    Raises:
+      UserError: the name is unknown, files are missing, or something in them is wrong; the message
+        names file and line.
+    """
+    builder = _builder(name)
+    from erc_jax.data.corpora.base import prepare
+
+    cache = (cache or cache_dir()) / "corpora"
+    folder = Path(source).expanduser() if source else builder.fetch(cache / "downloads" / name)
+    files = builder.locate(folder)
+    sums = builder.sums(files)
+    sha256 = _sha256("".join(f"{file} {sums[file]}\n" for file in sorted(sums)))
+    options = _sha256(f"{sha256} keep_unlabelled={keep_unlabelled}")
+    splits, emotions = prepare(builder, f"source_{options[:16]}", files, keep_unlabelled, cache)
+    labels = LabelSpace(emotions, neutral or builder.NEUTRAL, polarity or builder.POLARITY)
+    notes = [f"{note}; scores may not be comparable" for note in builder.differing(sums)]
+    if labels.polarity is None:
+        notes.append("no polarity of the emotions is given: sentiment and shift are left out")
+    if labels.neutral is None:
+        notes.append("no neutral emotion is given: the ..._no_neutral metrics are left out")
+    return Corpus(name, splits, labels, sha256, builder.SYNTHETIC, tuple(notes))
+
+
+def _builder(name: str) -> type[DialogueBuilder]:
+    if name not in CORPORA:
+        near = difflib.get_close_matches(name, CORPORA, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"data.name is {name!r}, which is no corpus; {meant}Known are {', '.join(CORPORA)}; "
+            "for conversations of your own use 'own' with data.source"
+        )
+    importlib.import_module(CORPORA[name])  # registers the builder with tfds
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_cls(name)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
