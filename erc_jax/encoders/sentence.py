@@ -108,7 +108,7 @@ class SentenceEncoder:
                 f"is {found}, expected {sha256}; name the encoder that it was trained with"
             )
         config = hub.read_json(folder / "config.json")
-        architecture = ARCHITECTURES.get(config.get("model_type", ""))
+        architecture = ARCHITECTURES.get(str(config.get("model_type")))
         if architecture is None:
             raise UserError(
                 f"{folder / 'config.json'}: unknown architecture, model_type is "
@@ -117,11 +117,7 @@ class SentenceEncoder:
         module = architecture.from_folder(folder, config)
         params = hub.load_params(weights, module)
         pooling = _read_pooling(folder, module.config.hidden_size)
-        settings = folder / "sentence_bert_config.json"
-        limits = hub.read_json(settings) if settings.exists() else {}
-        longest = module.config.max_position_embeddings
-        max_length = min(limits.get("max_seq_length") or longest, longest)
-        lower_case = bool(limits.get("do_lower_case", False))
+        max_length, lower_case = _read_limits(folder, module.config.max_position_embeddings)
         tokenizer = _read_tokenizer(folder / "tokenizer.json", module.config.vocab_size, max_length)
         decisive = [
             found,
@@ -239,13 +235,16 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
         return Pooling("mean", normalize=False)
     modules = hub.read_json(file, list)
     # Types are import paths, which moved between versions: "sentence_transformers.models.Pooling".
-    kinds = [str(module.get("type")).rpartition(".")[2] for module in modules]
+    kinds = [
+        str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]
+        for module in modules
+    ]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UserError(
             f"{file}: the model consists of {', '.join(kinds)}; expected Transformer, Pooling and, "
             "if it is there, Normalize: choose another model"
         )
-    file = folder / modules[1]["path"] / "config.json"
+    file = folder / str(modules[1].get("path")) / "config.json"
     config = hub.read_json(file)
     modes = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
@@ -253,13 +252,26 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
         if key.startswith("pooling_mode_") and value is True
     ]
     if modes not in (["mean"], ["cls"]):
-        raise UserError(f"{file}: pooling is {', '.join(modes)}; expected mean or cls alone")
+        found = ", ".join(modes) or "not named"
+        raise UserError(f"{file}: pooling is {found}; expected mean or cls alone")
     if config.get("word_embedding_dimension", width) != width:
         raise UserError(
             f"{file}: word_embedding_dimension is {config['word_embedding_dimension']}, but the "
             f"hidden size is {width} by config.json; take both files from one model"
         )
     return Pooling(modes[0], normalize=kinds[-1] == "Normalize")
+
+
+def _read_limits(folder: Path, longest: int) -> tuple[int, bool]:
+    """Tokens in a sentence, at most the model's longest, and whether texts are lower-cased."""
+    file = folder / "sentence_bert_config.json"
+    limits = hub.read_json(file) if file.exists() else {}
+    max_length = limits.get("max_seq_length") or longest
+    if not isinstance(max_length, int) or max_length < 3:
+        raise UserError(
+            f"{file}: max_seq_length is {max_length!r}; expected a whole number of at least 3"
+        )
+    return min(max_length, longest), bool(limits.get("do_lower_case", False))
 
 
 def _read_tokenizer(file: Path, vocab_size: int, max_length: int) -> Tokenizer:

