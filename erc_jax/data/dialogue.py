@@ -286,7 +286,8 @@ def csv_rows(path: Traversable, columns: Sequence[str]) -> Iterator[tuple[str, d
                 )
             yield where, row
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: {error}; is the file cut off?") from error
+        # Where the row begins: a quote that never closes takes in all lines after it.
+        raise UserError(f"{path}:{reader.line_num + 1}: {error}; is the file cut off?") from error
 
 
 def _own_rows(path: Traversable) -> Iterator[tuple[str, str, Utterance]]:

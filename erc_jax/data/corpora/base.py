@@ -208,7 +208,10 @@ class DialogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
                             "text": tfds.features.Text(),
                             "emotion": tfds.features.ClassLabel(names=list(emotions)),  # or -1
                             "sentiment": tfds.features.Text(),  # empty: not given
-                            "vad": tfds.features.Tensor(shape=(3,), dtype=np.float64),  # NaN: none
+                            # NaN: none. As bytes, for plain numbers are cut to 32 bits.
+                            "vad": tfds.features.Tensor(
+                                shape=(3,), dtype=np.float64, encoding="bytes"
+                            ),
                             "extra": tfds.features.Text(),
                         }
                     ),
