@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,18 @@ logger = logging.getLogger(__name__)
 PyTree = Any
 
 _CHECKSUMS = "checksums.sha256"
+_ROOM_BESIDE_ARRAYS = 1 << 20  # bytes, for the record and Orbax's indexes
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    code = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+    return code not in record.pathname and code not in record.getMessage()
 
 
-# Orbax tells of its inner life, and logs the tracebacks of errors that it also raises, through the
-# logger of absl. Only its own records are dropped there.
-logging.getLogger("absl").addFilter(_not_from_orbax)
+# Orbax tells of its inner life through the logger of absl, and errors that it raises are told again
+# there and, of tasks that it left behind, by asyncio. Only its own records are dropped.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_not_from_orbax)
 
 
 class _Damaged(Exception):
@@ -105,6 +109,8 @@ class Checkpointer:
             raise ValueError(f"step {step} is not after {latest}, the newest in {self.folder}")
         self._scores[step] = score
         with self._explained():
+            self._writer.wait_until_finished()  # what the last save needs is not free
+            self._check_room(state)
             self._writer.save(
                 step,
                 args=ocp.args.Composite(
@@ -146,10 +152,11 @@ class Checkpointer:
             return None
         step, loaded, damaged = self._first_whole(sorted(steps, reverse=True), target)
         for bad, reason in damaged.items():
+            kept_as = self._set_aside(bad).name
             logger.warning(
                 "%s: checkpoint %d is damaged (%s); going on from step %d. "
                 "The damaged one is kept as %s.",
-                *(self.folder, bad, reason, step, self._set_aside(bad).name),
+                *(self.folder, bad, reason, step, kept_as),
             )
         return loaded
 
@@ -195,6 +202,8 @@ class Checkpointer:
         return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
 
     def _open_writer(self) -> ocp.CheckpointManager:
+        for unfinished in self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}"):
+            shutil.rmtree(unfinished)
         self._scores = self._read_scores()
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(self._keep_latest), _KeepBest(self._scores, self._keep_best)]
@@ -203,10 +212,15 @@ class Checkpointer:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
-                cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
         )
+
+    def _check_room(self, state: PyTree) -> None:
+        """Raises what a full disk raises, while that is still one error and not one per array."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _ROOM_BESIDE_ARRAYS
+        if shutil.disk_usage(self.folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_checksums(self) -> None:
         """Called by Orbax when all files are written, before the folder gets its final name."""
