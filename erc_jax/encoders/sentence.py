@@ -29,10 +29,10 @@ from erc_jax.errors import UserError
 
 ARCHITECTURES = {"bert": Bert}  # by config.json's model_type
 
-# Block shapes, [rows, tokens]. 768 tokens keep a CPU's caches and both of two cores busy; rows of
-# 48 tokens hold nearly every utterance, and attention's cost grows with the row. A request that
-# fills no block of 16 rows, a conversation say, goes in blocks of 4. The few sentences that are
-# longer than a row go one by one into a row of the longest length that the model takes.
+# Block shapes, [rows, tokens]. 768 tokens keep two cores busy and still fit a CPU's caches; rows
+# of 48 tokens hold nearly every utterance, and attention's cost grows with the row. A request that
+# does not fill 16 rows, a conversation say, goes in blocks of 4. Sentences that are longer than
+# a row share rows of the longest length that the model takes, one row a block.
 FULL = (16, 48)
 SMALL = (4, 48)
 
@@ -189,14 +189,14 @@ class SentenceEncoder:
 
     def _blocks(self, tokens: Sequence[Sequence[int]]) -> Iterator[Block]:
         width = min(FULL[1], self.max_length)
-        lengths = {i: len(ids) for i, ids in enumerate(tokens)}
-        long = [i for i, length in lengths.items() if length > width]
-        for sentence in long:
-            del lengths[sentence]
-        rows = pack_rows(lengths, width)
+        short: dict[int, int] = {}
+        long: dict[int, int] = {}
+        for sentence, ids in enumerate(tokens):
+            (short if len(ids) <= width else long)[sentence] = len(ids)
+        rows = pack_rows(short, width)
         height = FULL[0] if len(rows) >= FULL[0] else SMALL[0]
         yield from make_blocks(tokens, rows, height, width)
-        yield from make_blocks(tokens, [[i] for i in long], 1, self.max_length)
+        yield from make_blocks(tokens, pack_rows(long, self.max_length), 1, self.max_length)
 
 
 def _embed(
