@@ -28,4 +28,5 @@ def get_config(variant: str = "") -> ConfigDict:
         config.train.epochs = 100
         config.train.patience = 0
         config.model.dropout = 0.2
+        config.model.normalize_input = False
     return config

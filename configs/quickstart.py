@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = base_config()
     config.data.name = "sample"
-    config.train.learning_rate = 3e-4
+    config.train.learning_rate = 1e-3
     config.train.epochs = 12
     config.train.batch_size = 16
     config.train.patience = 4

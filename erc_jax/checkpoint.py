@@ -177,6 +177,36 @@ class Checkpointer:
         Raises:
           UserError: there is no checkpoint, none can be read, or it does not fit the target.
         """
+        step, loaded, damaged = self._first_whole(self._best_first(), target, partial=partial)
+        for bad, reason in damaged.items():
+            logger.warning(
+                "%s: checkpoint %d is damaged (%s); taking step %d, the best of the others.",
+                *(self.folder, bad, reason, step),
+            )
+        return loaded
+
+    def best_meta(self) -> dict[str, Any]:
+        """The meta of the best checkpoint whose record can be read: what to build a target from.
+
+        Raises:
+          UserError: there is no checkpoint, or no record can be read.
+        """
+        ranked = self._best_first()
+        with self._open_reader() as reader:
+            for step in ranked:
+                with contextlib.suppress(_Damaged):
+                    return self._read_record(reader, step)["meta"]
+        raise UserError(
+            f"{self.folder}: no checkpoint can be read. Restore the folder from a backup, or "
+            "remove it and train again."
+        )
+
+    def _best_first(self) -> list[int]:
+        """Steps by falling score; one whose score cannot be read may be the best: it comes first.
+
+        Raises:
+          UserError: there is no checkpoint.
+        """
         self.wait()
         steps = self._steps()
         if not steps:
@@ -185,15 +215,7 @@ class Checkpointer:
                 f"python -m erc_jax.main --config CONFIG --workdir {self.folder.parent}"
             )
         scores = self._read_scores()
-        # One whose score cannot be read may have been the best: it comes first, to be reported.
-        ranked = sorted(steps, key=lambda step: (-scores.get(step, math.inf), step))
-        step, loaded, damaged = self._first_whole(ranked, target, partial=partial)
-        for bad, reason in damaged.items():
-            logger.warning(
-                "%s: checkpoint %d is damaged (%s); taking step %d, the best of the others.",
-                *(self.folder, bad, reason, step),
-            )
-        return loaded
+        return sorted(steps, key=lambda step: (-scores.get(step, math.inf), step))
 
     def _steps(self) -> list[int]:
         """Checkpoints that are whole as far as their names tell: unfinished ones have a suffix."""

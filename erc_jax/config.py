@@ -56,6 +56,9 @@ def base_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.dropout = 0.2  # on LSTM inputs, attention weights, feed-forward and head inputs
 
+    # Bring each utterance's features to mean 0 and variance 1: embeddings of length 1 are small.
+    model.normalize_input = True
+
     config.train = train = ConfigDict()
     train.epochs = 100  # at most; see patience
     train.batch_size = 32  # dialogues

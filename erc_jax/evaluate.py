@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from erc_jax import metrics
 from erc_jax.config import load_config
-from erc_jax.data.batching import Examples, make_batch, scoring_order
+from erc_jax.data.batching import Examples, balanced_batches, make_batch, utterance_rows
 from erc_jax.data.dialogue import Dialogue, load_dialogues, save_dialogues, write_whole
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
@@ -43,10 +43,10 @@ class Predictor:
     def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
         """Task to class probabilities float32 [N, C] of a split's utterances, in order."""
         pending = []
-        for dialogues in scoring_order(examples, self._batch_size):
+        for dialogues in balanced_batches(examples, self._batch_size, np.random.default_rng(0)):
             batch = make_batch(examples, dialogues, self._mesh.size)
             on_device = jax.device_put(batch.replace(labels={}), over_blocks(self._mesh))
-            rows = examples.starts[dialogues[0]] + batch.ids[batch.real]
+            rows = utterance_rows(examples, dialogues)[batch.ids[batch.real]]
             pending.append((rows, batch.real, self._predict(params, on_device)))
         outputs: dict[str, np.ndarray] = {}
         for rows, real, batch_outputs in jax.device_get(pending):

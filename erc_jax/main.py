@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from erc_jax.config import find_config, flatten
@@ -87,7 +88,7 @@ MODES: dict[str, Callable[[Path], None]] = {
 
 def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake becomes one message and exit code 1."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    _quiet_logs()
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
@@ -99,6 +100,13 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command goes on from the last checkpoint.")
+
+
+def _quiet_logs() -> None:
+    """Warnings only, and without the prefix that absl gives them."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = absl_logging.get_absl_handler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
 
 
 def _keep_compiled_programs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +18,13 @@ SHIFT_ARROWS = {
     "positive": "↑",
     "strong_positive": "⇈",
 }
-HEADLINES = ("accuracy", "weighted_f1", "macro_f1", "micro_f1_no_neutral", "mcc")
+HEADLINES = {
+    "accuracy": "accuracy",
+    "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
+    "micro_f1_no_neutral": "no neutral",
+    "mcc": "MCC",
+}
 
 
 def show_conversation(record: Mapping[str, Any], console: Console | None = None) -> None:
@@ -67,7 +74,9 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     """
     console = console or Console()
     splits = [split for split in content if split not in ("run", "seeds")]
-    table = Table("Split", "Task", *(h.replace("_", " ") for h in HEADLINES))
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("split", "task", *HEADLINES.values()):
+        table.add_column(name, no_wrap=True)
     for split in splits:
         block = content[split]
         tasks = {k: v for k, v in block.items() if isinstance(v, dict) and "accuracy" in v}
@@ -77,7 +86,9 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     console.print(table)
 
     block = content[splits[-1]]
-    table = Table("Emotion", "precision", "recall", "F1", "support", title=f"Split {splits[-1]}")
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in (f"{splits[-1]}: emotion", "precision", "recall", "F1", "support"):
+        table.add_column(name, no_wrap=True)
     for name, scores in block["per_class"].items():
         cells = [f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")]
         table.add_row(name, *cells, str(scores["support"]))

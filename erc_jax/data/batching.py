@@ -8,7 +8,7 @@ leading axis has one block per data-parallel device; every dialogue lies whole i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -116,15 +116,30 @@ def make_examples(
 
 
 def training_order(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The epoch's batches, each an array of dialogue numbers; a function of (seed, epoch) alone."""
-    order = np.random.default_rng((seed, epoch)).permutation(examples.n_dialogues)
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    """The epoch's batches, a function of (seed, epoch) alone; see ``balanced_batches``."""
+    return balanced_batches(examples, batch_size, np.random.default_rng((seed, epoch)))
 
 
-def scoring_order(examples: Examples, batch_size: int) -> Iterator[np.ndarray]:
-    """Every dialogue once, in order."""
-    for start in range(0, examples.n_dialogues, batch_size):
-        yield np.arange(start, min(start + batch_size, examples.n_dialogues))
+def balanced_batches(
+    examples: Examples, batch_size: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Cuts a split into batches that hold about the same number of utterances.
+
+    A batch draws one dialogue from each class of similar length. So few shapes are met, each of
+    which costs a compilation, and little is padded. There are as few batches as ``batch_size``
+    dialogues in each allow, of equal size.
+
+    Returns:
+      Arrays of dialogue numbers; every dialogue is in one of them.
+    """
+    n_batches = -(-examples.n_dialogues // batch_size)
+    shuffled = rng.permutation(examples.n_dialogues)
+    by_length = shuffled[np.argsort(-np.diff(examples.starts)[shuffled], kind="stable")]
+    classes = [
+        rng.permutation(by_length[i : i + n_batches]) for i in range(0, len(by_length), n_batches)
+    ]
+    # The last class may be short: it goes to some batches only.
+    return [np.array([c[i] for c in classes if i < len(c)]) for i in range(n_batches)]
 
 
 def utterance_rows(examples: Examples, dialogues: np.ndarray) -> np.ndarray:

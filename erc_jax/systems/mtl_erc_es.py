@@ -7,7 +7,8 @@ neighbouring utterances, queried by the first layer, give the shifts.
 
 Where the paper is silent: a first utterance has no difference (zero) and, by default, no shift
 label; the shift units have no positions; dropout is on LSTM inputs, attention weights, feed-forward
-networks and head inputs. The model reads the whole dialogue, later turns too: a label can change
+networks and head inputs. Sentence embeddings of length 1 are too small for LSTMs to learn from at
+these learning rates, so ``model.normalize_input`` brings features to variance 1. The model reads the whole dialogue, later turns too: a label can change
 when the conversation goes on.
 """
 
@@ -48,10 +49,12 @@ class Model(nn.Module):
     Attributes:
       classes: task to number of classes; a task that is not named has no parameters.
       dropout: rate of every dropout.
+      normalize_input: bring each utterance's features to mean 0 and variance 1.
     """
 
     classes: Mapping[str, int]
     dropout: float
+    normalize_input: bool = False
 
     @nn.compact
     def __call__(self, block: Batch, key: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -65,6 +68,8 @@ class Model(nn.Module):
           Task to float [N, C].
         """
         u, ids = block.features, block.ids
+        if self.normalize_input:
+            u = jax.nn.standardize(u)
         width = u.shape[-1]
         layouts = {"global": block.dialogue, "speaker": block.speaker}
         previous = {"global": block.previous_global, "speaker": block.previous_speaker}
@@ -124,7 +129,11 @@ class MtlErcEs:
                 "No polarity of the emotions is known, so sentiment and shift are left out; "
                 "config.data.polarity gives one.",
             )
-        self._model = Model({t.name: len(t.classes) for t in tasks}, config.model.dropout)
+        self._model = Model(
+            {task.name: len(task.classes) for task in tasks},
+            config.model.dropout,
+            config.model.normalize_input,
+        )
 
     @property
     def _has_sentiment(self) -> bool:
