@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ class Predictor:
         pending = []
         for dialogues in balanced_batches(examples, self._batch_size, np.random.default_rng(0)):
             batch = make_batch(examples, dialogues, self._mesh.size)
-            on_device = jax.device_put(batch.replace(labels={}), over_blocks(self._mesh))
+            unlabelled = dataclasses.replace(batch, labels={})
+            on_device = jax.device_put(unlabelled, over_blocks(self._mesh))
             rows = utterance_rows(examples, dialogues)[batch.ids[batch.real]]
             pending.append((rows, batch.real, self._predict(params, on_device)))
         outputs: dict[str, np.ndarray] = {}

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from erc_jax.data.packing import Array
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+
+def cross_entropy(logits: jax.Array, labels: Array) -> jax.Array:
     """Mean cross-entropy over the labelled utterances of a whole batch (Mtl-ERC-ES, equation 17).
 
-    >>> float(cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 2, -1])))  # log 4
-    1.3862943649291992
+    >>> round(float(cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 2, -1]))), 4)  # log 4
+    1.3863
 
     Args:
       logits: float [..., C].

@@ -16,9 +16,7 @@ from flax import struct
 
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.labels import UNLABELLED, previous_utterances
-from erc_jax.data.packing import Layout, pack_sequences, round_up
-
-Array = jax.Array | np.ndarray
+from erc_jax.data.packing import Array, Layout, pack_sequences, round_up
 
 
 @struct.dataclass
@@ -90,7 +88,9 @@ def make_examples(
       features: float32 [N, D].
       labels: task to int32 [N]; may be empty where nothing is to be scored.
     """
-    back_global, back_speaker, sequences = [], [], []
+    back_global: list[np.ndarray] = []
+    back_speaker: list[np.ndarray] = []
+    sequences: list[np.ndarray] = []
     offset = 0
     for dialogue in dialogues:
         speakers = [utterance.speaker for utterance in dialogue.utterances]
@@ -144,9 +144,8 @@ def balanced_batches(
 
 def utterance_rows(examples: Examples, dialogues: np.ndarray) -> np.ndarray:
     """Rows in ``examples`` of the utterances of some dialogues, in that order; int64 [n]."""
-    return np.concatenate(
-        [np.arange(examples.starts[d], examples.starts[d + 1]) for d in dialogues] or [np.arange(0)]
-    )
+    starts = examples.starts
+    return np.concatenate([np.arange(0), *(np.arange(starts[d], starts[d + 1]) for d in dialogues)])
 
 
 def make_batch(examples: Examples, dialogues: np.ndarray, n_blocks: int = 1) -> Batch:
@@ -164,7 +163,7 @@ def make_batch(examples: Examples, dialogues: np.ndarray, n_blocks: int = 1) -> 
 
     rows = [utterance_rows(examples, dialogues[block]) for block in blocks]
     ids = [
-        np.concatenate([np.arange(place[d], place[d] + lengths[d]) for d in block] or [[]])
+        np.concatenate([np.arange(0), *(np.arange(place[d], place[d] + lengths[d]) for d in block)])
         for block in blocks
     ]
     dialogue_of = [np.repeat(dialogues[block], lengths[block]) for block in blocks]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from erc_jax.data.packing import Array
+
 
 class Dropout:
     """Zeroes channels of utterances at random, and scales the others up.
@@ -25,7 +27,7 @@ class Dropout:
       channels: sum of the widths of all arrays that will be passed.
     """
 
-    def __init__(self, key: jax.Array | None, ids: jax.Array, rate: float, channels: int):
+    def __init__(self, key: jax.Array | None, ids: Array, rate: float, channels: int):
         self._rate = rate
         self._bits = None if key is None or rate == 0.0 else _draw(key, ids, (channels,))
         self._used = 0
@@ -48,7 +50,7 @@ class PairDropout:
       calls: how many arrays of weights will be passed.
     """
 
-    def __init__(self, key: jax.Array | None, ids: jax.Array, rate: float, calls: int):
+    def __init__(self, key: jax.Array | None, ids: Array, rate: float, calls: int):
         self._rate = rate
         self._bits = None
         self._used = 0
@@ -68,7 +70,7 @@ class PairDropout:
         return _drop(weights, self._rate, self._bits[..., self._used - 1])
 
 
-def _draw(key: jax.Array, ids: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _draw(key: jax.Array, ids: Array, shape: tuple[int, ...]) -> jax.Array:
     """Random uint16 [N, *shape]; 16 bits cost half of the usual 32."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     return jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint16))(keys)

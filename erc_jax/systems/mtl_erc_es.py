@@ -8,8 +8,8 @@ neighbouring utterances, queried by the first layer, give the shifts.
 Where the paper is silent: a first utterance has no difference (zero) and, by default, no shift
 label; the shift units have no positions; dropout is on LSTM inputs, attention weights, feed-forward
 networks and head inputs. Sentence embeddings of length 1 are too small for LSTMs to learn from at
-these learning rates, so ``model.normalize_input`` brings features to variance 1. The model reads the whole dialogue, later turns too: a label can change
-when the conversation goes on.
+these learning rates, so ``model.normalize_input`` brings features to variance 1. The model reads
+the whole dialogue, later turns too: a label can change when the conversation goes on.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Model(nn.Module):
         Returns:
           Task to float [N, C].
         """
-        u, ids = block.features, block.ids
+        u, ids = jnp.asarray(block.features), block.ids
         if self.normalize_input:
             u = jax.nn.standardize(u)
         width = u.shape[-1]
@@ -113,31 +113,38 @@ class MtlErcEs:
     """The system: labels, loss and predictions around the network."""
 
     def __init__(self, config: ConfigDict, labels: LabelSpace):
+        if config.data.sentiment not in ("polarity", "column"):
+            raise UserError(
+                f"data.sentiment is {config.data.sentiment!r}; expected 'polarity' or 'column'"
+            )
         self._labels = labels
         self._data = config.data
         self._weights = config.weights
         tasks = [Task("emotion", labels.emotions, labels.neutral)]
-        if config.tasks.sentiment and self._has_sentiment:
-            tasks.append(Task("sentiment", SENTIMENTS))
-        if config.tasks.shift and labels.polarity is not None:
-            tasks += [Task(f"shift_{level}", SHIFTS) for level in LEVELS]
+        left_out = []
+        has_polarity = labels.polarity is not None
+        if config.tasks.sentiment:
+            if has_polarity or config.data.sentiment == "column":
+                tasks.append(Task("sentiment", SENTIMENTS))
+            else:
+                left_out.append("sentiment")
+        if config.tasks.shift:
+            if has_polarity:
+                tasks += [Task(f"shift_{level}", SHIFTS) for level in LEVELS]
+            else:
+                left_out.append("shift")
         self.tasks: Sequence[Task] = tuple(tasks)
         self.notes: Sequence[str] = ()
-        wanted = (config.tasks.sentiment and not self._has_sentiment) or config.tasks.shift
-        if wanted and labels.polarity is None:
+        if left_out:
             self.notes = (
-                "No polarity of the emotions is known, so sentiment and shift are left out; "
-                "config.data.polarity gives one.",
+                f"No polarity of the emotions is known, so {' and '.join(left_out)} "
+                f"{'are' if len(left_out) > 1 else 'is'} left out; config.data.polarity gives one.",
             )
         self._model = Model(
             {task.name: len(task.classes) for task in tasks},
             config.model.dropout,
             config.model.normalize_input,
         )
-
-    @property
-    def _has_sentiment(self) -> bool:
-        return self._data.sentiment == "column" or self._labels.polarity is not None
 
     def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
         per_dialogue = [self._targets_of(dialogue) for dialogue in dialogues]
@@ -147,17 +154,16 @@ class MtlErcEs:
         }
 
     def _targets_of(self, dialogue: Dialogue) -> dict[str, np.ndarray]:
+        tasks = {task.name for task in self.tasks}
         targets = {"emotion": self._labels.emotion_ids(dialogue)}
-        if self._data.sentiment == "column":
-            column = [utterance.sentiment for utterance in dialogue.utterances]
-            targets["sentiment"] = class_ids(column, SENTIMENTS, dialogue.id)
-        elif self._data.sentiment != "polarity":
-            raise UserError(
-                f"data.sentiment is {self._data.sentiment!r}; expected 'polarity' or 'column'"
-            )
-        if self._labels.polarity is not None:
+        if "sentiment" in tasks:
+            if self._data.sentiment == "column":
+                column = [utterance.sentiment for utterance in dialogue.utterances]
+                targets["sentiment"] = class_ids(column, SENTIMENTS, dialogue.id)
+            else:
+                targets["sentiment"] = self._labels.polarity_ids(dialogue)
+        if "shift_global" in tasks:
             polarity = self._labels.polarity_ids(dialogue)
-            targets.setdefault("sentiment", polarity)
             speakers = [utterance.speaker for utterance in dialogue.utterances]
             for level, previous in zip(LEVELS, previous_utterances(speakers), strict=True):
                 targets[f"shift_{level}"] = shift_ids(polarity, previous, self._data.first_shift)
@@ -176,7 +182,10 @@ class MtlErcEs:
         return self._model.init(key, block)["params"]
 
     def _logits(self, params: Params, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
-        return jax.vmap(lambda block: self._model.apply({"params": params}, block, key))(batch)
+        def of_block(block: Batch) -> Any:
+            return self._model.apply({"params": params}, block, key)
+
+        return jax.vmap(of_block)(batch)
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array

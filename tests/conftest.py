@@ -1,0 +1,36 @@
+"""What all tests share: eight fake CPU devices, no network, a cache of their own.
+
+JAX reads the environment when it is imported, so it is set here, before any test module is.
+"""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
+
+
+def _flags(n_devices: int) -> str:
+    """XLA_FLAGS with this number of devices in place of another."""
+    others = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICES_FLAG)]
+    return " ".join([*others, f"{DEVICES_FLAG}={n_devices}"])
+
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = _flags(8)
+# Each worker of pytest-xdist imports this file and so has a cache of its own.
+CACHE = os.environ["ERC_JAX_CACHE"] = tempfile.mkdtemp(prefix="erc_jax-tests-")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def one_device_env() -> dict[str, str]:
+    """The environment of a child process that sees one device, as most users do."""
+    return {**os.environ, "XLA_FLAGS": _flags(1)}
