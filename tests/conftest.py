@@ -34,3 +34,39 @@ def pytest_unconfigure():
 def one_device_env() -> dict[str, str]:
     """The environment of a child process that sees one device, as most users do."""
     return {**os.environ, "XLA_FLAGS": _flags(1)}
+
+
+@pytest.fixture(scope="session")
+def labels():
+    """Four emotions of all three polarities."""
+    from erc_jax.data.labels import LabelSpace
+
+    polarity = {"anger": "negative", "joy": "positive", "neutral": "neutral", "fear": "negative"}
+    return LabelSpace(tuple(polarity), "neutral", polarity)
+
+
+@pytest.fixture(scope="session")
+def random_dialogues(labels):
+    """A function that makes dialogues of given lengths, random speakers and emotions."""
+    import numpy as np
+
+    from erc_jax.data.dialogue import Dialogue, Utterance
+
+    def make(lengths, n_speakers=3, seed=0, unlabelled=0.0):
+        rng = np.random.default_rng(seed)
+        return [
+            Dialogue(
+                f"d{number}",
+                tuple(
+                    Utterance(
+                        speaker=f"s{rng.integers(n_speakers)}",
+                        text=f"{number}.{position}",
+                        emotion=None if rng.random() < unlabelled else rng.choice(labels.emotions),
+                    )
+                    for position in range(length)
+                ),
+            )
+            for number, length in enumerate(lengths)
+        ]
+
+    return make

@@ -1,0 +1,170 @@
+import jax
+import numpy as np
+import pytest
+
+from erc_jax.data.batching import (
+    balanced_batches,
+    make_batch,
+    make_examples,
+    training_order,
+    utterance_rows,
+)
+from erc_jax.data.labels import UNLABELLED
+
+RAGGED = [5, 1, 9, 3, 1, 7, 2, 12]
+
+
+@pytest.fixture
+def examples_of(random_dialogues):
+    """A function that makes a split in which every number tells which utterance it belongs to."""
+
+    def make(lengths, n_speakers=3):
+        dialogues = random_dialogues(lengths, n_speakers)
+        number = np.arange(sum(lengths))
+        features = np.stack([number + 1, -number - 1], axis=-1).astype(np.float32)
+        labels = {"emotion": number.astype(np.int32), "other": (number + 1000).astype(np.int32)}
+        return make_examples(dialogues, features, labels), dialogues
+
+    return make
+
+
+def expected_rows(dialogues):
+    """Per utterance in order: dialogue, speaker, rows of its two predecessors (-1 for none)."""
+    rows = []
+    for d, dialogue in enumerate(dialogues):
+        last, start = {}, len(rows)
+        for i, utterance in enumerate(dialogue.utterances):
+            before = start + i - 1 if i else -1
+            rows.append((d, utterance.speaker, before, last.get(utterance.speaker, -1)))
+            last[utterance.speaker] = start + i
+    return rows
+
+
+def test_examples(examples_of):
+    examples, dialogues = examples_of(RAGGED)
+    expected = expected_rows(dialogues)
+    assert examples.n_dialogues == len(RAGGED)
+    assert examples.n_utterances == sum(RAGGED)
+    assert examples.dialogue_of.tolist() == [row[0] for row in expected]
+    here = np.arange(sum(RAGGED))
+    for back, column in ((examples.back_global, 2), (examples.back_speaker, 3)):
+        assert np.where(back > 0, here - back, -1).tolist() == [row[column] for row in expected]
+    # Two utterances have the same number where dialogue and speaker are the same, and only there.
+    names = [row[:2] for row in expected]
+    numbers = examples.speaker_sequence.tolist()
+    assert len(set(zip(names, numbers, strict=True))) == len(set(names)) == len(set(numbers))
+
+
+def test_features_that_are_not_the_dialogues_are_refused(random_dialogues):
+    with pytest.raises(ValueError, match="7 feature rows for 8 utterances"):
+        make_examples(random_dialogues([3, 5]), np.zeros((7, 2), np.float32), {})
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("lengths", [RAGGED, [1], [40], [1, 1, 1]])
+def test_everything_lands_on_its_row(examples_of, lengths, n_blocks):
+    examples, dialogues = examples_of(lengths)
+    expected = expected_rows(dialogues)
+    chosen = np.random.default_rng(1).permutation(len(lengths))[: max(1, len(lengths) - 2)]
+    batch = make_batch(examples, chosen, n_blocks)
+    rows = utterance_rows(examples, chosen)
+    assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {n_blocks}
+    assert batch.features.dtype == np.float32
+    assert sorted(batch.ids[batch.real]) == list(range(len(rows)))
+
+    for g in range(n_blocks):
+        real = batch.real[g]
+        n = real.sum()
+        assert not real[n:].any(), "real utterances come first"
+        assert not batch.features[g, n:].any()
+        of_split = rows[batch.ids[g, :n]]  # the split's row of each utterance of this block
+        assert np.array_equal(batch.features[g, :n], examples.features[of_split])
+        for task, labels in examples.labels.items():
+            assert np.array_equal(batch.labels[task][g, :n], labels[of_split])
+            assert (batch.labels[task][g, n:] == UNLABELLED).all()
+        for previous, column in ((batch.previous_global, 2), (batch.previous_speaker, 3)):
+            found = [of_split[p] if p >= 0 else -1 for p in previous[g, :n]]
+            assert found == [expected[row][column] for row in of_split]
+            assert (previous[g, n:] == -1).all()
+        for layout, names in (
+            (batch.dialogue, [expected[row][0] for row in of_split]),
+            (batch.speaker, [expected[row][:2] for row in of_split]),
+        ):
+            assert np.array_equal(layout.mask[g], real)
+            segment = layout.segment[g].reshape(-1)[layout.inverse[g, :n]]
+            assert len(set(zip(segment, names, strict=True))) == len(set(segment))
+            assert len(set(segment)) == len(set(names))
+            assert (layout.segment[g] >= 0).sum() == n
+
+    # A dialogue lies whole in one block.
+    block_of = np.repeat(np.arange(n_blocks), batch.real.sum(axis=1))
+    dialogue_of = examples.dialogue_of[rows[batch.ids[batch.real]]]
+    assert len(set(zip(block_of, dialogue_of, strict=True))) == len(chosen)
+
+
+def test_blocks_hold_about_as_many_utterances(examples_of):
+    lengths = np.random.default_rng(0).integers(1, 25, 40)
+    examples, _ = examples_of(list(lengths))
+    loads = make_batch(examples, np.arange(40), 4).real.sum(axis=1)
+    assert loads.max() - loads.min() <= 3
+
+
+def test_more_blocks_than_dialogues(examples_of):
+    examples, _ = examples_of([4, 6])
+    batch = make_batch(examples, np.array([0, 1]), 8)
+    assert sorted(batch.real.sum(axis=1)) == [0] * 6 + [4, 6]
+    assert (batch.dialogue.segment[batch.real.sum(axis=1) == 0] == -1).all()
+
+
+def test_a_dialogue_of_5000_utterances(examples_of):
+    examples, _ = examples_of([5000, 3, 4], n_speakers=5)
+    batch = make_batch(examples, np.arange(3), 2)
+    assert batch.real.sum() == 5007
+    assert batch.features.shape[1] == 5120
+    assert batch.dialogue.index.shape[1] >= 5000  # time slots
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 8, 100])
+def test_every_dialogue_once_an_epoch_in_even_batches(examples_of, batch_size):
+    examples, _ = examples_of(RAGGED * 3)
+    for epoch in range(3):
+        batches = training_order(examples, batch_size, seed=4, epoch=epoch)
+        assert sorted(np.concatenate(batches)) == list(range(examples.n_dialogues))
+        sizes = {len(batch) for batch in batches}
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        assert len(batches) == -(-examples.n_dialogues // batch_size)
+
+
+def test_order_is_a_function_of_seed_and_epoch(examples_of):
+    examples, _ = examples_of(RAGGED * 3)
+
+    def order(seed, epoch):
+        return [tuple(batch) for batch in training_order(examples, 6, seed, epoch)]
+
+    assert order(1, 2) == order(1, 2)
+    sets = {tuple(map(frozenset, order(seed, epoch))) for seed in range(3) for epoch in range(3)}
+    assert len(sets) == 9
+
+
+def test_an_epoch_meets_few_shapes(examples_of):
+    """MELD's training split has 1,038 dialogues of 1 to 24 utterances, 9.6 on average."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.geometric(1 / 9.6, 1038), 1, 24)
+    examples, _ = examples_of(list(lengths), n_speakers=4)
+    for n_blocks in (1, 8):
+        shapes, padded = set(), []
+        for epoch in range(2):
+            for dialogues in training_order(examples, 32, 0, epoch):
+                batch = make_batch(examples, dialogues, n_blocks)
+                shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
+                padded.append(1 - batch.real.mean())
+        assert len(shapes) <= 6
+        assert np.mean(padded) < 0.15
+
+
+def test_batches_of_a_split_are_balanced(examples_of):
+    lengths = np.random.default_rng(0).integers(1, 25, 320)
+    examples, _ = examples_of(list(lengths))
+    loads = [lengths[b].sum() for b in balanced_batches(examples, 32, np.random.default_rng(0))]
+    assert max(loads) <= 1.1 * min(loads)
