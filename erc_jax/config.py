@@ -7,7 +7,11 @@ and changes what differs. A run's config is kept as ``config.json`` in its workd
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+import math
+import runpy
+import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,7 +75,45 @@ def base_config() -> ConfigDict:
     train.select_metric = "weighted_f1"  # the score that chooses the checkpoint
     # The split that chooses it. "test" exists only to redo tables of papers that chose so.
     train.select_on = "validation"
-    return config
+    return config.lock()  # a mistyped field in a config file is an error, not a new field
+
+
+# Numbers from the first up to, and without, the second.
+_RANGES = {
+    "seed": (0, 2**31),
+    "seeds": (1, 1001),
+    "log_every": (1, math.inf),
+    "model.dropout": (0.0, 1.0),
+    "train.epochs": (1, math.inf),
+    "train.batch_size": (1, math.inf),
+    "train.learning_rate": (0.0, math.inf),
+    "train.warmup_steps": (0, math.inf),
+    "train.weight_decay": (0.0, math.inf),
+    "train.clip_norm": (0.0, math.inf),
+    "train.patience": (0, math.inf),
+}
+_CHOICES = {
+    "data.first_shift": ("ignore", "strong_negative"),
+    "data.sentiment": ("polarity", "column"),
+    "train.decay": ("none", "linear", "cosine"),
+    "train.select_on": ("validation", "test"),
+}
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuses what could only fail later, after features were computed or epochs have passed.
+
+    Raises:
+      UserError: a field is outside of its range or choices.
+    """
+    for field, value in flatten(config):
+        if field in _RANGES:
+            low, high = _RANGES[field]
+            if not low <= value < high:  # true of NaN, too
+                below = "" if high == math.inf else f" and below {high}"
+                raise UserError(f"{field} is {value}; expected at least {low}{below}")
+        elif field in _CHOICES and value not in _CHOICES[field]:
+            raise UserError(f"{field} is {value!r}; expected {' or '.join(_CHOICES[field])}")
 
 
 def check_variant(variant: str, known: Collection[str]) -> None:
@@ -81,7 +123,13 @@ def check_variant(variant: str, known: Collection[str]) -> None:
       UserError: it is not among the known ones.
     """
     if variant and variant not in known:
-        raise UserError(f"unknown variant {variant!r}; this config has {', '.join(known)}")
+        raise UserError(f"unknown variant {variant!r}; {_meant(variant, known)}")
+
+
+def _meant(name: str, known: Collection[str], prefix: str = "") -> str:
+    """What to say of a name that is not known: the nearest one that is, or all of them."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {prefix}{nearest[0]}?" if nearest else f"known are {', '.join(known)}"
 
 
 def find_config(name: str) -> str:
@@ -100,9 +148,10 @@ def find_config(name: str) -> str:
     stem = Path(path).stem
     if stem in shipped and path in (stem, f"{stem}.py", f"configs/{stem}.py"):
         return f"{shipped[stem]}{colon}{variant}"
-    nearest = difflib.get_close_matches(stem, shipped, n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise UserError(f"--config {path}: no such file, nor one of {', '.join(shipped)}.{hint}")
+    raise UserError(
+        f"--config {path}: no such file, and no config of this name comes along; "
+        + _meant(stem, shipped)
+    )
 
 
 def _shipped_configs() -> dict[str, Path]:
@@ -112,6 +161,57 @@ def _shipped_configs() -> dict[str, Path]:
         if found := {p.stem: p for p in sorted(folder.glob("*.py"))}:
             return found
     return {}
+
+
+def read_config(name: str) -> ConfigDict:
+    """Runs a config file, "configs/meld.py" or "configs/meld.py:paper".
+
+    Raises:
+      UserError: it fails, or has no ``get_config`` that returns a ConfigDict; the message names the
+        line.
+    """
+    path, _, variant = name.partition(":")
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path}: no function get_config; expected one that returns a config")
+        if variant and not inspect.signature(get_config).parameters:
+            raise UserError(f"unknown variant {variant!r}; {path} has none")
+        config = get_config(variant) if variant else get_config()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except Exception as error:  # whatever a user's file may raise
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path}: get_config returns {type(config).__name__}, expected a ConfigDict; does it "
+            "begin with base_config() and end with return?"
+        )
+    return config
+
+
+def value_of(config: ConfigDict, field: str) -> Any:
+    """The value of "train.epochs".
+
+    Raises:
+      UserError: there is no such field; the nearest is named.
+    """
+    values = dict(flatten(config))
+    if field not in values:
+        meant = _meant(field, values, "--config.")
+        raise UserError(f"--config.{field}: there is no such field; {meant}")
+    return values[field]
+
+
+def config_of_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The config of one of the runs that ``seeds`` asks for."""
+    alone = config.copy_and_resolve_references()
+    alone.seed, alone.seeds = seed, 1
+    return alone
 
 
 def save_config(config: ConfigDict, workdir: Path) -> None:
@@ -143,8 +243,13 @@ def _with_tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(config: ConfigDict, workdir: Path, free: Collection[str] = FREE_FIELDS) -> None:
     """Refuses to go on with a run under another config.
+
+    Args:
+      config: of the run that is to start.
+      workdir: its folder, which may hold a run already, or not exist.
+      free: fields that may differ.
 
     Raises:
       UserError: the workdir's config.json differs; the message names the fields.
@@ -155,7 +260,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     differences = [
         f"{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted(there.keys() | here.keys())
-        if there.get(field) != here.get(field) and field not in FREE_FIELDS
+        if there.get(field) != here.get(field) and field not in free
     ]
     if differences:
         raise UserError(

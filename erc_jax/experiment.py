@@ -2,16 +2,16 @@
 
 A workdir holds config.json, metrics.json, and per run metrics.jsonl, TensorBoard events,
 checkpoints/ and predictions_<split>.jsonl. With several seeds each seed's run lies in
-seeds/<seed>/, which is a workdir of its own kind.
+seeds/<seed>/, a workdir of its own; the workdir itself then holds what is said of all seeds, and
+the predictions of the best.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from erc_jax import metrics
 from erc_jax.checkpoint import Checkpointer
-from erc_jax.config import load_config
+from erc_jax.config import check_values, load_config
 from erc_jax.data.batching import Batch, Examples, make_batch, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
-from erc_jax.data.dialogue import Dialogue, Utterance
+from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
 from erc_jax.data.features import utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
-from erc_jax.systems import Params, System, make_system
+from erc_jax.systems import Params, System, Task, make_system
 
 SPLITS = ("train", "validation", "test")
 
@@ -58,6 +59,7 @@ def prepare(
     Raises:
       UserError: something in config, corpus or encoder does not fit.
     """
+    check_values(config)
     corpus = load_corpus(
         config.data.name,
         config.data.source,
@@ -73,6 +75,7 @@ def prepare(
     system = make_system(config, corpus.labels)
     for note in [*corpus.notes, *system.notes]:
         say(f"Note: {note}")
+    _check_select_metric(config, system.tasks[0])
     encoder = SentenceEncoder.from_pretrained(config.encoder, sha256=encoder_sha256)
     examples = {
         split: encode(corpus.splits[split], encoder, system, Counter(f"{split} features"))
@@ -90,6 +93,17 @@ def encode(
     """Features and labels of some dialogues."""
     features = utterance_features(dialogues, encoder, progress=progress)
     return make_examples(dialogues, features, system.targets(dialogues))
+
+
+def _check_select_metric(config: ConfigDict, task: Task) -> None:
+    n_classes = len(task.classes)
+    block = metrics.block(np.zeros((n_classes, n_classes)), task.classes, task.neutral)
+    known = [name for name, value in block.items() if isinstance(value, float)]
+    if config.train.select_metric not in known:
+        raise UserError(
+            f"train.select_metric is {config.train.select_metric!r}; expected one of "
+            f"{', '.join(known)}"
+        )
 
 
 def _polarity(config: ConfigDict) -> dict[str, str] | None:
@@ -110,8 +124,6 @@ def blank_batch(width: int) -> Batch:
 
 def seed_folders(config: ConfigDict, workdir: Path) -> list[tuple[int, Path]]:
     """Each seed with the folder of its run."""
-    if config.seeds < 1:
-        raise UserError(f"seeds is {config.seeds}; expected at least 1")
     if config.seeds == 1:
         return [(config.seed, workdir)]
     seeds = range(config.seed, config.seed + config.seeds)
@@ -126,10 +138,19 @@ def best_run(config: ConfigDict, workdir: Path) -> Path:
     path = workdir / "metrics.json"
     if not path.is_file():
         raise UserError(f"{path} is missing; the run of {config.seeds} seeds is not finished")
-    runs = json.loads(path.read_text())["seeds"]
+    runs = parse_json(path.read_text(), str(path))["seeds"]
     split, metric = config.train.select_on, config.train.select_metric
     scores = [run[split][metric] for run in runs]
     return folders[int(np.argmax(scores))][1]
+
+
+def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> None:
+    """Puts the predictions of the run that predicts beside the means over several seeds."""
+    best = best_run(config, workdir)
+    if best != workdir:
+        for split in splits:
+            name = f"predictions_{split}.jsonl"
+            write_whole(workdir / name, (best / name).read_bytes())
 
 
 @dataclasses.dataclass(frozen=True)

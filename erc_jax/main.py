@@ -7,19 +7,19 @@ python -m erc_jax.main --workdir runs/meld --mode predict --input talk.jsonl --o
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from erc_jax.config import find_config, flatten
+from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
 from erc_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -55,8 +55,26 @@ def _evaluate(workdir: Path) -> None:
         output = Path(_OUTPUT.value) if _OUTPUT.value else None
         show_scores(evaluate_file(workdir, Path(_INPUT.value), output))
         return
-    overrides = config_flags.get_override_values(flags.FLAGS["config"]) if _CONFIG.value else {}
+    overrides = _overrides_of_finished(workdir) if _CONFIG.value else {}
     show_scores(evaluate_split(workdir, _SPLIT.value, overrides))
+
+
+# Fields that may be given anew for a finished run: files may have moved.
+_MOVABLE = ("data.source", "encoder", "train.batch_size", "log_every")
+
+
+def _overrides_of_finished(workdir: Path) -> dict[str, Any]:
+    """Fields given on the command line, if they and --config fit the run in the workdir."""
+    config = load_config(workdir)
+    if config.data.name != _CONFIG.value.data.name:
+        raise UserError(
+            f"{workdir} holds a run on {config.data.name}, but --config is for "
+            f"{_CONFIG.value.data.name}; name that run's --workdir, or leave --config out"
+        )
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    config.update_from_flattened_dict(overrides)
+    check_same_run(config, workdir, free=_MOVABLE)
+    return overrides
 
 
 def _predict(workdir: Path) -> None:
@@ -121,16 +139,17 @@ def _keep_compiled_programs() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; config names are looked up, and mistakes in them explained in one line."""
+    """Parses the flags; a mistake in them, or in the config, is told in one line."""
     try:
-        return app.parse_flags_with_usage(_with_config_paths(argv))
-    except UserError as error:
-        sys.exit(f"Error: {error}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"Error: {_explain(argv, error)}")
+        argv = _with_config_paths(argv)
+        _check_overrides(argv)
+        return flags.FLAGS(argv)
+    except (UserError, flags.Error) as error:
+        sys.exit(f"Error: {' '.join(str(error).split())}")
 
 
 def _with_config_paths(argv: list[str]) -> list[str]:
+    """The arguments with the path of the config that --config names."""
     found = list(argv)
     for i, argument in enumerate(argv):
         if match := re.fullmatch(r"(--?config=)(.+)", argument):
@@ -140,19 +159,38 @@ def _with_config_paths(argv: list[str]) -> list[str]:
     return found
 
 
-def _explain(argv: list[str], error: Exception) -> str:
-    """Which --config.field is unknown or has a value that does not fit."""
-    config = flags.FLAGS["config"].value
-    if not isinstance(config, ConfigDict):
-        return f"--config cannot be loaded: {error}"
-    values = dict(flatten(config))
-    for argument in argv:
-        match = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
-        if match and match[1] not in values:
-            nearest = difflib.get_close_matches(match[1], values, n=1, cutoff=0.4)
-            hint = f"; did you mean --config.{nearest[0]}?" if nearest else ""
-            return f"--config.{match[1]}: there is no such field{hint}"
-    return " ".join(str(error).split())
+# What absl reads a field's value with, and how to call such a value.
+_PARSERS: dict[type, tuple[flags.ArgumentParser, str]] = {
+    bool: (flags.BooleanParser(), "true or false"),
+    int: (flags.IntegerParser(), "a whole number"),
+    float: (flags.FloatParser(), "a number"),
+}
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """Says what is wrong with a --config.field=value, which config_flags meets with a traceback."""
+    config: ConfigDict | None = None
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if not equals:
+            value = following
+        if flag in ("--config", "-config") and value:
+            config = read_config(value)
+        elif match := re.fullmatch(r"--?(no)?config\.(.+)", flag):
+            if config is None:
+                raise UserError(f"{flag}: a field of which config? Give --config before it")
+            default = value_of(config, match[2])
+            if type(default) not in _PARSERS:
+                continue
+            if isinstance(default, bool) and not equals:
+                continue  # --config.tasks.shift or --noconfig.tasks.shift
+            parser, expected = _PARSERS[type(default)]
+            try:
+                parser.parse(value)
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{flag}={value}: expected {expected}, such as {str(default).lower()}"
+                ) from None
 
 
 def run() -> None:

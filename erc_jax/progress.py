@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from erc_jax.data.dialogue import write_whole
+from erc_jax.errors import UserError
 
 
 def say(message: str) -> None:
@@ -50,26 +52,51 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, resume_step: int):
-        from tensorboardX import SummaryWriter
+        # Not the library's SummaryWriter: its queue blocks for good once the disk is full.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self._path = workdir / "metrics.jsonl"
         kept = [
             line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step
         ]
         write_whole(self._path, "".join(f"{line}\n" for line in kept))
-        # Everything later than the checkpoint is purged from the events too.
-        purge = resume_step + 1 if resume_step else None
-        self._events = SummaryWriter(str(workdir), purge_step=purge)
+        with self._explained():
+            self._events = EventsWriter(str(workdir / "events"))
+            if resume_step:  # everything later than the checkpoint is purged from the events too
+                restart = SessionLog(status=SessionLog.START)
+                self._events.write_event(Event(step=resume_step + 1, session_log=restart))
 
     def write(self, step: int, record: Mapping[str, Any]) -> None:
-        """Appends one record; nested numbers become TensorBoard tags such as validation/mcc."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **record}) + "\n")
-        for tag, value in _scalars(record):
-            self._events.add_scalar(tag, value, step)
+        """Appends one record; nested numbers become TensorBoard tags such as validation/mcc.
+
+        Raises:
+          UserError: the files cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record)]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        with self._explained():
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **record}) + "\n")
+            self._events.write_event(event)
+            self._events.flush()
 
     def close(self) -> None:
-        self._events.close()
+        with self._explained():
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path.parent}: the log of the run cannot be written ({error.strerror}); "
+                "free some space and run the same command again"
+            ) from error
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from erc_jax.checkpoint import Checkpointer
-from erc_jax.config import check_same_run, save_config
+from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.data.batching import Batch, make_batch, training_order
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Confusions, Predictor, count, metrics_file, score_run, split_scores
@@ -25,6 +25,7 @@ from erc_jax.experiment import (
     blank_batch,
     labels_to_json,
     prepare,
+    publish_best,
     run_facts,
     seed_folders,
 )
@@ -81,22 +82,31 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     check_same_run(config, workdir)
+    if config.init_from:
+        load_config(Path(config.init_from))  # a wrong path is better met before the features
     experiment = prepare(config)
     save_config(config, workdir)
     trainer = Trainer(config, experiment)
+    tasks = experiment.system.tasks
 
     counts: dict[str, list[Confusions]] = {split: [] for split in SCORED_SPLITS}
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for seed, folder in seed_folders(config, workdir):
         if config.seeds > 1:
             say(f"\nSeed {seed}, {len(chosen) + 1} of {config.seeds}")
+            save_config(config_of_seed(config, seed), folder)
         params, selection = trainer.fit(seed, folder)
         chosen.append({"seed": seed, **dataclasses.asdict(selection)})
         for split in SCORED_SPLITS:
             counts[split].append(score_run(trainer.predictor, params, experiment, split, folder))
+        if config.seeds > 1:
+            of_seed = {split: runs[-1:] for split, runs in counts.items()}
+            metrics_file(folder, tasks, of_seed, run_facts(config, experiment, chosen[-1:]))
     facts = run_facts(config, experiment, chosen)
     facts["seconds"] = round(time.monotonic() - started, 1)
-    return metrics_file(workdir, experiment.system.tasks, counts, facts)
+    content = metrics_file(workdir, tasks, counts, facts)
+    publish_best(config, workdir, SCORED_SPLITS)
+    return content
 
 
 class Trainer:
@@ -118,24 +128,47 @@ class Trainer:
         Returns:
           The parameters that scored best on the selection split, and which ones these are.
         """
-        config, examples = self.config, self.experiment.examples["train"]
-
-        # 1. State: new, taken over from another run, or that of the latest checkpoint.
-        state = self.initial_state(seed)
+        # 1. State: that of the latest checkpoint, or new, or taken over from another run.
+        state = self.new_state(self.fresh_params(seed))
         selection = Selection()
         checkpoints = Checkpointer(workdir)
         if restored := checkpoints.restore_latest(state):
             state, meta = restored
+            self.check_same_data(meta, workdir)
             selection = Selection(**meta["selection"])
             say(f"Going on after epoch {selection.epoch} (step {int(state.step)})")
-        step = int(state.step)
+        elif self.config.init_from:
+            state = self.new_state(self.take_over(state.params))
 
-        # 2. Epochs. Losses stay on the device until a line of progress is due.
+        # 2. Epochs, unless all were done before.
+        if not self.is_over(selection):
+            state = self.run_epochs(seed, workdir, state, selection, checkpoints)
+
+        # 3. The best, as it was saved.
+        best, _ = checkpoints.restore_best({"params": state.params}, partial=True)
+        say(
+            f"Chosen: epoch {selection.best_epoch}, {self.config.train.select_on} "
+            f"{self.config.train.select_metric} {selection.best_score:.4f}"
+        )
+        return best["params"], selection
+
+    def run_epochs(
+        self,
+        seed: int,
+        workdir: Path,
+        state: TrainState,
+        selection: Selection,
+        checkpoints: Checkpointer,
+    ) -> TrainState:
+        """Trains on from where ``selection`` is, which is kept up to date; the state is donated."""
+        config, examples = self.config, self.experiment.examples["train"]
+        step = int(state.step)
         log = RunLog(workdir, resume_step=step)
         progress = TrainingProgress(config.train.epochs, self.steps_per_epoch, step)
         pending: list[dict[str, jax.Array]] = []
         saved_at = time.monotonic()
-        while selection.epoch < config.train.epochs and not self.is_over(selection):
+        while not self.is_over(selection):
+            # 1. Steps. Losses stay on the device until a line of progress is due.
             order = training_order(examples, config.train.batch_size, seed, selection.epoch)
             for dialogues in order:
                 batch = make_batch(examples, dialogues, self.mesh.size)
@@ -147,9 +180,9 @@ class Trainer:
                 if step % config.log_every == 0:
                     self.report(step, pending, progress, log)
 
-            # 3. Validation. Nothing is saved before the losses are known to be finite.
+            # 2. Validation. Nothing is saved before losses and scores are known to be finite.
             self.report(step, pending, progress, log)
-            score, scores = self.validate(state.params)
+            score, scores = self.validate(step, state.params)
             better = selection.update(step, score)
             progress.validated(
                 f"{config.train.select_on} {config.train.select_metric}",
@@ -158,47 +191,68 @@ class Trainer:
                 selection.best_epoch,
             )
             log.write(step, {"epoch": selection.epoch, config.train.select_on: scores})
-            is_last = selection.epoch == config.train.epochs or self.is_over(selection)
-            if better or is_last or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+
+            # 3. Checkpoint.
+            due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
+            if better or due or self.is_over(selection):
                 checkpoints.save(step, state, self.meta(selection), score)
                 saved_at = time.monotonic()
         checkpoints.wait()
         log.close()
+        return state
 
-        # 4. The best, as it was saved.
-        best, _ = checkpoints.restore_best({"params": state.params}, partial=True)
-        say(
-            f"Chosen: epoch {selection.best_epoch}, {config.train.select_on} "
-            f"{config.train.select_metric} {selection.best_score:.4f}"
-        )
-        return best["params"], selection
+    def fresh_params(self, seed: int) -> Params:
+        blank = blank_batch(self.experiment.encoder.width)
+        return jax.jit(self.experiment.system.init)(jax.random.key(seed), blank)
 
-    def initial_state(self, seed: int) -> TrainState:
-        """Fresh parameters, or those of ``init_from``, whole on every device of the mesh."""
-        system, width = self.experiment.system, self.experiment.encoder.width
-        params = jax.jit(system.init)(jax.random.key(seed), blank_batch(width))
-        if self.config.init_from:
-            params = take_over(
-                params, system.tasks, self.experiment.encoder, Path(self.config.init_from)
-            )
+    def take_over(self, params: Params) -> Params:
+        experiment, source = self.experiment, Path(self.config.init_from)
+        return take_over(params, experiment.system.tasks, experiment.encoder, source)
+
+    def new_state(self, params: Params) -> TrainState:
+        """The state before the first step, whole on every device of the mesh."""
         state = TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
         return jax.device_put(state, replicated(self.mesh))
 
-    def validate(self, params: Params) -> tuple[float, dict[str, Any]]:
-        """The selection score of the selection split, and all of its scores."""
+    def check_same_data(self, meta: Mapping[str, Any], workdir: Path) -> None:
+        """Refuses to go on with a run whose corpus or encoder was another one.
+
+        Raises:
+          UserError: the SHA-256 in the checkpoint differs.
+        """
+        for what, now in (("corpus", self.experiment.corpus), ("encoder", self.experiment.encoder)):
+            if meta[what]["sha256"] != now.sha256:
+                raise UserError(
+                    f"{workdir} holds a run on another {what}: SHA-256 {meta[what]['sha256']} "
+                    f"there, {now.sha256} here. Choose another --workdir, or bring the files back."
+                )
+
+    def validate(self, step: int, params: Params) -> tuple[float, dict[str, Any]]:
+        """The selection score of the selection split, and all of its scores.
+
+        Raises:
+          UserError: the last update has left parameters that give no finite prediction.
+        """
         system, split = self.experiment.system, self.config.train.select_on
         examples = self.experiment.examples[split]
-        counts = count(system.tasks, self.predictor(params, examples), examples)
-        scores = split_scores(system.tasks, [counts])
-        metric = self.config.train.select_metric
-        if not isinstance(scores.get(metric), float):
-            known = ", ".join(name for name, value in scores.items() if isinstance(value, float))
-            raise UserError(f"train.select_metric is {metric!r}; expected one of {known}")
-        return scores[metric], scores
+        probabilities = self.predictor(params, examples)
+        if not all(np.isfinite(values).all() for values in probabilities.values()):
+            raise self.diverged(f"after step {step} the predictions are not finite")
+        scores = split_scores(system.tasks, [count(system.tasks, probabilities, examples)])
+        return scores[self.config.train.select_metric], scores
+
+    def diverged(self, what: str) -> UserError:
+        return UserError(
+            f"{what}. Try a lower train.learning_rate (now {self.config.train.learning_rate:g}) "
+            "or train.clip_norm=1.0, in another --workdir. Checkpoints of earlier epochs are "
+            "untouched."
+        )
 
     def is_over(self, selection: Selection) -> bool:
-        patience = self.config.train.patience
-        return 0 < patience <= selection.epoch - selection.best_epoch
+        """Whether all epochs are done, or too many of them were no better than the best."""
+        train = self.config.train
+        without_gain = selection.epoch - selection.best_epoch
+        return selection.epoch >= train.epochs or 0 < train.patience <= without_gain
 
     def meta(self, selection: Selection) -> dict[str, Any]:
         """What lies beside the weights: all that prediction needs to know of this run."""
@@ -206,6 +260,7 @@ class Trainer:
         return {
             "selection": dataclasses.asdict(selection),
             "labels": labels_to_json(experiment.corpus.labels),
+            "corpus": {"name": experiment.corpus.name, "sha256": experiment.corpus.sha256},
             "encoder": {
                 "name": experiment.encoder.name,
                 "sha256": experiment.encoder.sha256,
@@ -233,22 +288,14 @@ class Trainer:
         for offset, parts in enumerate(losses):
             if not all(np.isfinite(value) for value in parts.values()):
                 shown = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
-                raise UserError(
-                    f"the loss of step {first + offset} is not finite ({shown}). Try a lower "
-                    f"train.learning_rate (now {self.config.train.learning_rate:g}) or "
-                    "train.clip_norm=1.0. Checkpoints of earlier epochs are untouched."
-                )
+                raise self.diverged(f"the loss of step {first + offset} is not finite ({shown})")
         means = {name: float(np.mean([parts[name] for parts in losses])) for name in losses[0]}
         rate = progress.line(step, means["loss"])
         log.write(step, {**means, "utterances_per_second": round(rate, 1)})
 
 
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam, with warm-up, decay, weight decay and clipping as the config says.
-
-    Raises:
-      UserError: ``train.decay`` is not one of the known ones.
-    """
+    """Adam, with warm-up, decay, weight decay and clipping as the config says."""
     train = config.train
     warmup = train.warmup_steps
     decay_steps = max(train.epochs * steps_per_epoch - warmup, 1)
@@ -257,8 +304,6 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
         "linear": lambda: optax.linear_schedule(train.learning_rate, 0.0, decay_steps),
         "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, decay_steps),
     }
-    if train.decay not in after:
-        raise UserError(f"train.decay is {train.decay!r}; expected {', '.join(after)}")
     schedule = after[train.decay]()
     if warmup:
         up = optax.linear_schedule(0.0, train.learning_rate, warmup)

@@ -39,7 +39,8 @@ def take_over(
             f"init_from: {source} was trained on features of {name}, this run reads "
             f"{encoder.name}; give --config.encoder={name}"
         )
-    same_labels = {HEAD + task.name for task in tasks if task in other.system.tasks}
+    classes = {task.name: task.classes for task in other.system.tasks}
+    same_labels = {HEAD + task.name for task in tasks if classes.get(task.name) == task.classes}
     taken = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(other.params)
