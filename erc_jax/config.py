@@ -52,10 +52,10 @@ def base_config() -> ConfigDict:
     tasks.shift = True  # emotion shift, between neighbours and within a speaker
 
     config.weights = weights = ConfigDict()  # of each task's loss in the sum (equation 18)
-    weights.emotion = 1.0
-    weights.sentiment = 1.0
-    weights.shift_global = 1.0
-    weights.shift_speaker = 1.0
+    weights.emotion = 1.0  # the paper weighs all alike
+    weights.sentiment = 1.0  # of polarity
+    weights.shift_global = 1.0  # of the shift from the previous utterance
+    weights.shift_speaker = 1.0  # of the shift from the speaker's previous utterance
 
     config.model = model = ConfigDict()
     model.dropout = 0.2  # on LSTM inputs, attention weights, feed-forward and head inputs
@@ -231,8 +231,8 @@ def load_config(workdir: Path) -> ConfigDict:
             f"python -m erc_jax.main --config CONFIG --workdir {workdir}"
         )
     try:
-        return ConfigDict(_with_tuples(json.loads(path.read_text())))
-    except ValueError as error:
+        return ConfigDict(dict(_with_tuples(json.loads(path.read_text()))))
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); train again in another workdir") from error
 
 
@@ -252,8 +252,11 @@ def check_same_run(config: ConfigDict, workdir: Path, free: Collection[str] = FR
       free: fields that may differ.
 
     Raises:
-      UserError: the workdir's config.json differs; the message names the fields.
+      UserError: the workdir's config.json differs, and the message names the fields; or the workdir
+        is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: this is a file, expected a folder or a new name")
     if not (workdir / "config.json").is_file():
         return
     there, here = dict(flatten(load_config(workdir))), dict(flatten(config))

@@ -31,6 +31,7 @@ from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
+from erc_jax.sharding import make_mesh, replicated
 from erc_jax.systems import Params, System, Task, make_system
 
 SPLITS = ("train", "validation", "test")
@@ -174,7 +175,11 @@ def load_run(workdir: Path) -> Run:
     meta = checkpoints.best_meta()
     system = make_system(config, labels_from_json(meta["labels"]))
     blank = blank_batch(meta["encoder"]["width"])
-    target = jax.eval_shape(system.init, jax.random.key(0), blank)
+    on_every_device = replicated(make_mesh())
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_every_device),
+        jax.eval_shape(system.init, jax.random.key(0), blank),
+    )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
     return Run(system, restored["params"], meta["encoder"], meta["selection"])
 

@@ -1,0 +1,158 @@
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from erc_jax import main as main_module
+from erc_jax.config import base_config, save_config
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command line in this process; returns its exit message, or None if it went well."""
+
+    def run(*arguments: str) -> str | None:
+        argv = ["erc-jax", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)  # config_flags looks there
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # of the command before
+        flags.FLAGS.unparse_flags()
+        try:
+            main_module.main(main_module._parse(argv))
+        except SystemExit as error:
+            assert error.code not in (0, None)
+            return str(error.code)
+        return None
+
+    monkeypatch.setattr(main_module, "_keep_compiled_programs", lambda: None)
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training; gives the configs that it was asked for."""
+    asked = []
+    monkeypatch.setattr("erc_jax.train.train", lambda config, workdir: asked.append(config))
+    monkeypatch.setattr("erc_jax.show.show_scores", lambda content: None)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "--config quickstart --config.train.epoch=3",
+            "--config.train.epoch: there is no such field; did you mean --config.train.epochs?",
+        ),
+        (
+            "--config=quickstart -config.train.epoch 3",
+            "--config.train.epoch: there is no such field; did you mean --config.train.epochs?",
+        ),
+        (
+            "--config quickstart --noconfig.tasks.shif",
+            "--config.tasks.shif: there is no such field; did you mean --config.tasks.shift?",
+        ),
+        (
+            "--config quickstart --config.qqqqqq=3",
+            "--config.qqqqqq: there is no such field; known are data.first_shift, data.",
+        ),
+        (
+            "--config quickstart --config.train.epochs=abc",
+            "--config.train.epochs=abc: expected a whole number, such as ",
+        ),
+        (
+            "--config quickstart --config.train.epochs 1e3",
+            "--config.train.epochs=1e3: expected a whole number, such as ",
+        ),
+        (
+            "--config quickstart --config.train.learning_rate=high",
+            "--config.train.learning_rate=high: expected a number, such as ",
+        ),
+        (
+            "--config quickstart --config.tasks.shift=maybe",
+            "--config.tasks.shift=maybe: expected true or false, such as true",
+        ),
+        ("--config.seed=3 --config quickstart", "--config.seed: a field of which config?"),
+        ("--config meld:papr", "unknown variant 'papr'; did you mean paper?"),
+        ("--config melt", "--config melt: no such file"),
+        ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
+        ("--mode=label", "flag --mode=label: value should be one of <train|evaluate|predict>"),
+        ("--config quickstart extra", "unexpected arguments: extra"),
+        ("--config quickstart", "--workdir is missing"),
+        ("--workdir x", "--mode train needs --config"),
+        ("--workdir x --mode predict", "--mode predict needs --input"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(command, arguments, message):
+    told = command(*arguments.split())
+    assert told.startswith(f"Error: {message}")
+    assert "\n" not in told
+
+
+def test_the_process_ends_with_one_line_and_no_traceback(tmp_path):
+    arguments = ["--config", "quickstart", "--config.train.epoch=3", "--workdir", "x"]
+    done = subprocess.run(
+        [sys.executable, "-m", "erc_jax.main", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: --config.train.epoch: there is no such field; did you mean --config.train.epochs?\n"
+    )
+    assert done.stdout == ""
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_config_that_fails_is_told_in_one_line(command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config(:\n")
+    assert command("--config", str(path), "--workdir", "x") == f"Error: {path}:1: invalid syntax"
+
+
+def test_overrides_reach_the_run(command, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # configs/ of the package are found from anywhere
+    arguments = (
+        "--config.train.epochs=3 --config.train.learning_rate 1e-2 --config.data.source=a=b "
+        "--noconfig.tasks.shift --config.data.polarity.negative=('sad','angry') "
+        "--config.data.polarity.positive=happy --config.init_from=elsewhere"
+    )
+    assert command("--config", "configs/own.py", "--workdir", "x", *arguments.split()) is None
+    (config,) = trained
+    assert (config.train.epochs, config.train.learning_rate) == (3, 1e-2)
+    assert (config.data.source, config.init_from) == ("a=b", "elsewhere")
+    assert config.tasks.shift is False
+    assert config.tasks.sentiment is True
+    assert config.data.polarity.negative == ("sad", "angry")
+    assert config.data.polarity.positive == ("happy",)
+
+
+def test_what_may_be_given_anew_when_a_run_is_evaluated(command, tmp_path, monkeypatch):
+    config = base_config()
+    config.data.name = "own"
+    config.data.source = "there"
+    save_config(config, tmp_path)
+    asked = []
+    monkeypatch.setattr("erc_jax.evaluate.evaluate_split", lambda *args: asked.append(args))
+    monkeypatch.setattr("erc_jax.show.show_scores", lambda content: None)
+    evaluate = ("--mode", "evaluate", "--workdir", str(tmp_path))
+
+    assert command(*evaluate) is None
+    assert command(*evaluate, "--config", "own", "--config.data.source=here") is None
+    assert asked == [(tmp_path, "test", {}), (tmp_path, "test", {"data.source": "here"})]
+    told = command(*evaluate, "--config", "meld")
+    assert "holds a run on own, but --config is for meld" in told
+    told = command(*evaluate, "--config", "own", "--noconfig.tasks.shift")
+    assert "tasks.shift is True there and False here" in told
+
+
+def test_a_workdir_that_is_none(command, tmp_path):
+    (tmp_path / "talk.jsonl").write_text('{"utterances": [{"speaker": "A", "text": "hi"}]}\n')
+    talk = ("--input", str(tmp_path / "talk.jsonl"))
+    for mode in (("--mode", "predict", *talk), ("--mode", "evaluate")):
+        assert "not a workdir" in command("--workdir", str(tmp_path), *mode)
+    assert "talk.json: cannot be read" in command(
+        "--workdir", str(tmp_path), "--mode", "predict", "--input", str(tmp_path / "talk.json")
+    )

@@ -1,0 +1,237 @@
+"""Prediction from a workdir: what comes back, and what is said when it cannot."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from erc_jax import Recognizer, UserError
+from erc_jax import main as main_module
+from erc_jax.checkpoint import Checkpointer
+from erc_jax.config import save_config
+from erc_jax.data.labels import SENTIMENTS, SHIFTS
+from erc_jax.evaluate import evaluate_file
+from erc_jax.experiment import prepare
+from erc_jax.train import Selection, Trainer
+from tests.tiny import EMOTION_ONLY, tiny_config, write_encoder
+
+EMOTIONS = {"calm", "happy", "sad"}
+
+TALK = [
+    {
+        "id": "t1",
+        "scene": 3,
+        "utterances": [
+            {"speaker": "Ann", "text": "we won", "emotion": "sad", "sentiment": "negative"},
+            {"speaker": "Bob", "text": "oh my", "time": 1.5},
+            {"speaker": "Ann", "text": ""},
+        ],
+    },
+    {"id": "t2", "utterances": [{"speaker": "Cleo", "text": "a b c é 🙂"}]},
+]
+
+
+def untrained(folder: Path, workdir: Path, **fields) -> Path:
+    """A workdir with one checkpoint, of the parameters that a run begins with."""
+    config = tiny_config(folder, **fields)
+    trainer = Trainer(config, prepare(config, ["train"]))
+    save_config(config, workdir)
+    selection = Selection(epoch=1, best_epoch=1, best_step=1, best_score=0.5)
+    state = dataclasses.replace(trainer.new_state(trainer.fresh_params(0)), step=jax.numpy.int32(1))
+    checkpoints = Checkpointer(workdir)
+    checkpoints.save(1, state, trainer.meta(selection), 0.5)
+    checkpoints.wait()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def workdir(place):
+    return untrained(place, place / "run")
+
+
+@pytest.fixture(scope="module")
+def recognizer(workdir):
+    return Recognizer.from_pretrained(workdir)
+
+
+@pytest.fixture
+def predict(workdir, tmp_path, monkeypatch, capsys):
+    """Runs ``--mode predict``; returns its exit message (or None), and what it printed."""
+
+    def run(*arguments, workdir=workdir):
+        argv = ["erc-jax", "--workdir", str(workdir), "--mode", "predict", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        flags.FLAGS.unparse_flags()
+        monkeypatch.setattr(main_module, "_keep_compiled_programs", lambda: None)
+        try:
+            main_module.main(main_module._parse(argv))
+        except SystemExit as error:
+            return str(error.code), capsys.readouterr().out
+        return None, capsys.readouterr().out
+
+    return run
+
+
+def write_lines(path: Path, records) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return path
+
+
+def test_a_line_comes_back_with_its_labels(predict, tmp_path):
+    source = write_lines(tmp_path / "talk.jsonl", TALK)
+    target = tmp_path / "new" / "labelled.jsonl"
+    error, printed = predict("--input", source, "--output", target)
+    assert error is None
+    assert f"2 labelled conversations in {target}" in printed
+    assert "we won" in printed
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [record["id"] for record in records] == ["t1", "t2"]
+    assert records[0]["scene"] == 3
+    for record, given in zip(records, TALK, strict=True):
+        assert len(record["utterances"]) == len(given["utterances"])
+        for position, (labelled, utterance) in enumerate(
+            zip(record["utterances"], given["utterances"], strict=True)
+        ):
+            assert labelled["speaker"] == utterance["speaker"]
+            assert labelled["text"] == utterance["text"]
+            assert set(labelled["probabilities"]) == EMOTIONS
+            assert sum(labelled["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+            likeliest = max(labelled["probabilities"], key=labelled["probabilities"].get)
+            assert labelled["emotion"] == likeliest
+            assert labelled["sentiment"] in SENTIMENTS
+            assert set(labelled["shift"]) == {"global", "speaker"}
+            assert (labelled["shift"]["global"] is None) == (position == 0)
+    shifts = [utterance["shift"] for utterance in records[0]["utterances"]]
+    assert [shift["speaker"] is None for shift in shifts] == [True, True, False]
+    assert {shifts[1]["global"], shifts[2]["global"], shifts[2]["speaker"]} <= set(SHIFTS)
+    # What was given stays: other keys as they were, labels beside what is predicted.
+    first, second, _ = records[0]["utterances"]
+    assert first["gold"] == {"emotion": "sad", "sentiment": "negative"}
+    assert second["time"] == 1.5
+    assert "gold" not in second
+
+
+def test_csv_gives_what_json_lines_give(predict, recognizer, tmp_path):
+    source = tmp_path / "talk.csv"
+    source.write_text('dialogue,speaker,text\nd,Ann,"we, won"\nd,Bob,oh my\n', encoding="utf-8-sig")
+    assert predict("--input", source, "--output", tmp_path / "out.jsonl")[0] is None
+    (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    turns = [{"speaker": "Ann", "text": "we, won"}, {"speaker": "Bob", "text": "oh my"}]
+    expected = recognizer.predict({"id": "d", "utterances": turns})
+    assert record == json.loads(json.dumps(expected))
+
+
+def test_without_output_the_conversations_are_shown(predict, tmp_path):
+    error, printed = predict("--input", write_lines(tmp_path / "talk.jsonl", TALK))
+    assert error is None
+    assert "Conversation t1" in printed
+    assert "Conversation t2" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["talk.jsonl"]
+
+
+def test_one_several_and_none(recognizer):
+    several = recognizer.predict(TALK)
+    assert [record["id"] for record in several] == ["t1", "t2"]
+    one = recognizer.predict(TALK[1])
+    assert one["utterances"][0]["emotion"] == several[1]["utterances"][0]["emotion"]
+    assert recognizer.predict([]) == []
+    with pytest.raises(UserError, match='expected a list "utterances"'):
+        recognizer.predict({"turns": []})
+
+
+def test_what_the_model_did_not_learn_is_left_out(tmp_path):
+    workdir = untrained(tmp_path, tmp_path / "run", **EMOTION_ONLY)
+    record = Recognizer.from_pretrained(workdir).predict(TALK[1])
+    assert set(record["utterances"][0]) == {"speaker", "text", "emotion", "probabilities"}
+
+
+@pytest.mark.parametrize("text", ["", "not json\n", '{"utterances": []}\n'])
+def test_a_bad_second_input_leaves_the_first_output(predict, tmp_path, text):
+    good, bad = write_lines(tmp_path / "good.jsonl", TALK), tmp_path / "bad.jsonl"
+    bad.write_text(text)
+    output = tmp_path / "out.jsonl"
+    assert predict("--input", good, "--output", output)[0] is None
+    before = output.read_bytes()
+    error, _ = predict("--input", bad, "--output", output)
+    assert error.startswith(f"Error: {bad}:")
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bad.jsonl",
+        "good.jsonl",
+        "out.jsonl",
+    ]
+
+
+def test_a_full_disk_leaves_the_first_output(predict, tmp_path, monkeypatch):
+    source, output = write_lines(tmp_path / "talk.jsonl", TALK), tmp_path / "out.jsonl"
+    assert predict("--input", source, "--output", output)[0] is None
+    before = output.read_bytes()
+    write_bytes = Path.write_bytes
+
+    def full(self, raw):
+        write_bytes(self, raw[: len(raw) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    error, _ = predict("--input", source, "--output", output)
+    assert error.startswith(f"Error: {output}: cannot be written (No space left on device)")
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "talk.jsonl"]
+
+
+def test_an_output_that_cannot_be_written(predict, tmp_path):
+    source = write_lines(tmp_path / "talk.jsonl", TALK)
+    (tmp_path / "folder").mkdir()
+    error, _ = predict("--input", source, "--output", tmp_path / "folder")
+    assert error.startswith(f"Error: {tmp_path / 'folder'}: cannot be written (Is a directory)")
+
+
+def test_a_workdir_before_its_first_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="not a workdir.*train one with"):
+        Recognizer.from_pretrained(tmp_path / "run")
+    save_config(tiny_config(tmp_path), tmp_path / "run")
+    with pytest.raises(UserError, match="no checkpoint in .*train first with"):
+        Recognizer.from_pretrained(tmp_path / "run")
+
+
+def test_an_encoder_that_is_gone_or_changed(tmp_path):
+    workdir = untrained(tmp_path, tmp_path / "run", **EMOTION_ONLY)
+    shutil.rmtree(tmp_path / "encoder")
+    with pytest.raises(UserError, match="encoder: there is no such folder"):
+        Recognizer.from_pretrained(workdir)
+    write_encoder(tmp_path / "encoder", hidden_size=16)
+    with pytest.raises(UserError, match="not the encoder that the model was trained with"):
+        Recognizer.from_pretrained(workdir)
+
+
+def test_labelled_conversations_are_scored(workdir, place, tmp_path):
+    path = place / "corpus" / "test.jsonl"
+    content = evaluate_file(workdir, path, tmp_path / "scores.json")
+    assert set(content) == {"test.jsonl"}
+    assert content["test.jsonl"]["per_class"].keys() == EMOTIONS
+    assert sum(map(sum, content["test.jsonl"]["confusion"])) == 32
+    assert {"sentiment", "shift_global", "shift_speaker"} <= content["test.jsonl"].keys()
+    assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(content))
+
+
+def test_conversations_without_labels_cannot_be_scored(workdir, tmp_path):
+    path = write_lines(tmp_path / "talk.jsonl", TALK[1:])
+    with pytest.raises(UserError, match='no utterance has an "emotion"; use --mode predict'):
+        evaluate_file(workdir, path, None)
+
+
+def test_an_unknown_label_names_its_place(workdir, tmp_path):
+    lines = [{"utterances": [{"speaker": "A", "text": "x", "emotion": e}]} for e in ("sad", "rage")]
+    path = write_lines(tmp_path / "talk.jsonl", lines)
+    with pytest.raises(UserError, match=r"talk\.jsonl:2.*utterance 1: unknown label 'rage'.*calm"):
+        evaluate_file(workdir, path, None)

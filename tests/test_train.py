@@ -1,0 +1,391 @@
+"""Whole runs, on a corpus of a few words and a random encoder: what they leave and how they end."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from erc_jax import train as train_module
+from erc_jax.config import flatten, load_config
+from erc_jax.errors import UserError
+from erc_jax.evaluate import evaluate_split
+from erc_jax.experiment import load_run
+from erc_jax.predict import Recognizer
+from erc_jax.train import train
+from tests.tiny import EMOTION_ONLY, tiny_config, write_corpus
+
+SPLITS = ("validation", "test")
+SCORES = {
+    *("accuracy", "weighted_f1", "macro_f1", "micro_f1", "micro_f1_no_neutral"),
+    *("macro_f1_no_neutral", "mcc", "per_class", "confusion"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """Runs of one shape take the compiled programs from each other."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder of the corpus and the encoder."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A finished run of one task, its config and what ``train`` returned. Not to be changed."""
+    config = tiny_config(place, **EMOTION_ONLY)
+    return config, place / "run", train(config, place / "run")
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of that run, to be changed."""
+    config, workdir, content = run
+    shutil.copytree(workdir, tmp_path / "run")
+    return config, tmp_path / "run", content
+
+
+def read(workdir: Path) -> dict:
+    return json.loads((workdir / "metrics.json").read_text())
+
+
+def without_run(content: dict) -> dict:
+    return {key: value for key, value in content.items() if key != "run"}
+
+
+def log_of(workdir: Path) -> list[dict]:
+    """The records of metrics.jsonl but for their rates."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "utterances_per_second"}
+        for line in lines
+    ]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_run_leaves_what_is_documented(run):
+    config, workdir, content = run
+    assert read(workdir) == json.loads(json.dumps(content))
+    found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
+    assert found == {
+        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json"),
+        *("predictions_validation.jsonl", "predictions_test.jsonl"),
+    }
+    assert dict(flatten(load_config(workdir))) == dict(flatten(config))
+
+
+def test_metrics_json_has_these_keys(run):
+    content = run[2]
+    assert set(content) == {"validation", "test", "run"}
+    for split in SPLITS:
+        assert set(content[split]) == SCORES
+        assert set(content[split]["per_class"]) == {"calm", "happy", "sad"}
+        for scores in content[split]["per_class"].values():
+            assert set(scores) == {"precision", "recall", "f1", "support"}
+        assert np.sum(content[split]["confusion"]) == 32
+
+
+def test_the_run_block_says_what_was_scored(run):
+    config, workdir, content = run
+    block = content["run"]
+    assert block["corpus"]["name"] == "own"
+    assert len(block["corpus"]["sha256"]) == 64
+    assert block["corpus"]["splits"]["train"] == {"dialogues": 8, "utterances": 32}
+    assert set(block["corpus"]["splits"]) == {"train", "validation", "test"}
+    assert block["encoder"]["name"] == config.encoder
+    assert len(block["encoder"]["sha256"]) == 64
+    assert block["seeds"] == [0]
+    assert block["selected_on"] == "validation weighted_f1"
+    assert {"python", "erc-jax", "jax", "flax"} <= set(block["versions"])
+    assert all(block["versions"].values())
+
+
+def test_the_run_learns(run):
+    losses = [r["loss"] for r in log_of(run[1]) if "loss" in r]
+    assert losses[-1] < losses[0] - 0.3
+    assert run[2]["test"]["accuracy"] > 0.6
+
+
+def test_the_log_has_steps_and_epochs(run):
+    _, workdir, content = run
+    records = log_of(workdir)
+    # 2 steps an epoch, a line every 3 steps and at each epoch's end
+    assert [r["step"] for r in records if "loss" in r] == [2, 3, 4, 6, 8]
+    epochs = [r for r in records if "epoch" in r]
+    assert [(r["step"], r["epoch"]) for r in epochs] == [(2, 1), (4, 2), (6, 3), (8, 4)]
+    best = max(epochs, key=lambda r: (r["validation"]["weighted_f1"], -r["epoch"]))
+    (chosen,) = content["run"]["checkpoints"]
+    assert (chosen["best_epoch"], chosen["best_step"]) == (best["epoch"], best["step"])
+    assert best["validation"] == read(workdir)["validation"]
+
+
+def test_the_finished_command_again_changes_nothing_but_the_run_block(copied, capsys):
+    config, workdir, content = copied
+    before = files_of(workdir)
+    again = train(config, workdir)
+    after = files_of(workdir)
+    assert without_run(again) == without_run(content)
+    assert {
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    } <= {"metrics.json"}
+    assert "step 8" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on_to_the_same_end(copied, monkeypatch, tmp_path):
+    """Killed between two checkpoints, with half a line in its log."""
+    config, workdir, content = copied
+    shutil.rmtree(workdir)
+    steps = []
+
+    def save_and_die(self, step, *rest):
+        steps.append(step)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        save(self, step, *rest)
+        self.wait()
+
+    save = train_module.Checkpointer.save
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module.Checkpointer, "save", save_and_die)
+        patched.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, workdir)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert steps == [2, 4]
+    assert without_run(train(config, workdir)) == without_run(content)
+
+
+def test_a_corrupt_newest_checkpoint_is_said_and_made_good(copied, caplog):
+    config, workdir, content = copied
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    damaged = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(damaged.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    damaged.write_bytes(raw)
+    log = log_of(workdir)
+    assert without_run(train(config, workdir)) == without_run(content)
+    assert f"checkpoint {newest.name} is damaged" in caplog.text
+    assert log_of(workdir) == log
+
+
+@pytest.mark.parametrize("what", ["corpus", "encoder"])
+def test_other_data_under_the_same_config_is_refused(copied, what):
+    config, workdir, _ = copied
+    folder = Path(config.data.source if what == "corpus" else config.encoder)
+    kept = folder.with_name(f"{what}_kept")
+    shutil.copytree(folder, kept)
+    try:
+        if what == "corpus":
+            shutil.rmtree(folder)
+            write_corpus(folder, seed=1)
+        else:
+            scale_weights(folder, 2.0)
+        with pytest.raises(UserError, match=f"a run on another {what}: SHA-256"):
+            train(config, workdir)
+    finally:
+        shutil.rmtree(folder)
+        kept.rename(folder)
+
+
+def scale_weights(encoder: Path, factor: float) -> None:
+    file = encoder / "model.safetensors"
+    save_file({k: np.float32(factor) * v for k, v in load_file(file).items()}, file)
+
+
+def test_a_split_is_scored_again_with_the_same_result(copied):
+    _, workdir, content = copied
+    predictions = (workdir / "predictions_test.jsonl").read_bytes()
+    block = evaluate_split(workdir, "test", {})
+    assert set(block) == {"test", "run"}
+    assert block["test"] == content["test"]
+    assert without_run(read(workdir)) == without_run(content)
+    assert (workdir / "predictions_test.jsonl").read_bytes() == predictions
+
+    evaluate_split(workdir, "train", {})
+    assert set(read(workdir)) == {"train", "validation", "test", "run"}
+    assert {split: read(workdir)[split] for split in SPLITS} == without_run(content)
+    assert set(read(workdir)["run"]) >= {"corpus", "encoder", "seeds", "selected_on", "versions"}
+
+
+def test_patience_ends_a_run_and_any_split_and_score_may_choose(place, tmp_path):
+    config = tiny_config(
+        place,
+        **EMOTION_ONLY,
+        train__learning_rate=0.0,  # no epoch is better than the first
+        train__epochs=50,
+        train__patience=2,
+        train__select_on="test",
+        train__select_metric="mcc",
+    )
+    content = train(config, tmp_path / "run")
+    (chosen,) = content["run"]["checkpoints"]
+    assert (chosen["best_epoch"], chosen["epoch"]) == (1, 3)
+    assert content["run"]["selected_on"] == "test mcc"
+    assert chosen["best_score"] == content["test"]["mcc"]
+    assert [r["epoch"] for r in log_of(tmp_path / "run") if "test" in r] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train__select_metric": "f1"}, r"select_metric is 'f1'; expected one of accuracy, .*mcc"),
+        ({"train__select_metric": "per_class"}, "select_metric is 'per_class'"),
+        (
+            {"train__select_metric": "micro_f1_no_neutral", "data__neutral": None},
+            "select_metric is 'micro_f1_no_neutral'; expected one of accuracy, weighted_f1, ",
+        ),
+        ({"train__select_on": "tset"}, "train.select_on is 'tset'"),
+        ({"train__epochs": 0}, "train.epochs is 0"),
+        ({"train__batch_size": 0}, "train.batch_size is 0"),
+        ({"train__decay": "step"}, "train.decay is 'step'"),
+        ({"init_from": "runs/nowhere"}, "runs/nowhere: not a workdir"),
+        ({"system": "mtl_erc"}, "system is 'mtl_erc'.*mtl_erc_es"),
+        ({"data__name": "mled"}, "data.name is 'mled'.*meld"),
+        ({"data__neutral": "clam"}, "data.neutral is 'clam'"),
+        ({"data__polarity__positive": ("happy", "sad")}, "names an emotion twice"),
+    ],
+)
+def test_what_cannot_work_is_said_at_the_start(place, tmp_path, monkeypatch, fields, message):
+    """Before the encoder is so much as loaded; nothing is left behind."""
+    config = tiny_config(place, **fields)
+    monkeypatch.setattr("erc_jax.experiment.SentenceEncoder", None)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train__learning_rate": 3e38}, r"the loss of step 2 is not finite \(loss (nan|inf)"),
+        # The only step of the epoch still has a finite loss; what it leaves is not.
+        (
+            {"train__learning_rate": 3e38, "train__batch_size": 8},
+            "after step 1 the predictions are not finite",
+        ),
+    ],
+)
+def test_a_run_that_diverges_stops_before_it_saves(place, tmp_path, fields, message):
+    config = tiny_config(place, **EMOTION_ONLY, **fields)
+    with pytest.raises(UserError, match=f"{message}.*lower train.learning_rate .now 3e.38"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_features_that_are_not_numbers_name_their_dialogue(tmp_path):
+    config = tiny_config(tmp_path, **EMOTION_ONLY)
+    scale_weights(Path(config.encoder), np.nan)
+    with pytest.raises(UserError, match="dialogue train0, utterance 1: the encoder gave NaN"):
+        train(config, tmp_path / "run")
+
+
+def test_seeds_are_workdirs_of_their_own_and_the_best_predicts(place, run, tmp_path, monkeypatch):
+    config, workdir = tiny_config(place, **EMOTION_ONLY, seeds=2), tmp_path / "runs"
+    fit = train_module.Trainer.fit
+
+    def killed(self, seed, folder):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return fit(self, seed, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module.Trainer, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, workdir)
+    with pytest.raises(UserError, match="the run of 2 seeds is not finished"):
+        Recognizer.from_pretrained(workdir)
+    first = files_of(workdir / "seeds" / "0")
+    content = train(config, workdir)
+    # Seed 0 was done already, and is the run of that seed alone.
+    assert {k: v for k, v in files_of(workdir / "seeds" / "0").items() if k != "metrics.json"} == {
+        k: v for k, v in first.items() if k != "metrics.json"
+    }
+    assert without_run(read(workdir / "seeds" / "0")) == without_run(run[2])
+
+    assert set(content) == {"validation", "test", "run", "seeds"}
+    assert content["run"]["seeds"] == [0, 1]
+    assert [of_seed["seed"] for of_seed in content["seeds"]] == [0, 1]
+    for split in SPLITS:
+        block, of_seeds = content[split], [of_seed[split] for of_seed in content["seeds"]]
+        assert set(block) == {*SCORES, "std", "interval"}
+        f1 = [scores["weighted_f1"] for scores in of_seeds]
+        assert block["weighted_f1"] == pytest.approx(np.mean(f1))
+        assert block["std"]["weighted_f1"] == pytest.approx(np.std(f1, ddof=1))
+        low, high = block["interval"]["weighted_f1"]
+        assert low <= block["weighted_f1"] <= high
+        total = np.sum([scores["confusion"] for scores in of_seeds], axis=0)
+        assert block["confusion"] == total.tolist()
+
+    scores = [of_seed["validation"]["weighted_f1"] for of_seed in content["seeds"]]
+    assert scores[0] != scores[1]
+    best = workdir / "seeds" / str(np.argmax(scores))
+    for split in SPLITS:
+        name = f"predictions_{split}.jsonl"
+        assert (workdir / name).read_bytes() == (best / name).read_bytes()
+    question = {"utterances": [{"speaker": "A", "text": "we won"}]}
+    answers = [Recognizer.from_pretrained(w).predict(question) for w in (workdir, best)]
+    assert answers[0] == answers[1]
+
+    for seed in (0, 1):
+        alone = load_config(workdir / "seeds" / str(seed))
+        assert (alone.seed, alone.seeds) == (seed, 1)
+        block = evaluate_split(workdir / "seeds" / str(seed), "test", {})
+        assert block["test"] == content["seeds"][seed]["test"]
+    assert evaluate_split(workdir, "test", {})["test"] == content["test"]
+    assert without_run(read(workdir)) == without_run(json.loads(json.dumps(content)))
+
+
+def test_a_full_disk_at_the_end_is_told(copied, monkeypatch):
+    config, workdir, content = copied
+
+    def full(self, raw):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="cannot be written \\(No space left on device\\)"):
+        train(config, workdir)
+    assert read(workdir) == json.loads(json.dumps(content))
+
+
+def test_a_run_starts_from_another_ones_weights(place, run, tmp_path, capsys):
+    """Labels of its own: the head starts fresh, and all else is what the other run ended with."""
+    said = {"calm": "a b c", "glad": "we won", "low": "oh my", "wild": "z z"}
+    source = write_corpus(tmp_path / "corpus", said=said)
+    polarity = {"negative": ("low",), "neutral": ("calm",), "positive": ("glad", "wild")}
+    config = tiny_config(
+        place,
+        **EMOTION_ONLY,
+        data__source=str(source),
+        init_from=str(run[1]),
+        train__learning_rate=0.0,
+        train__epochs=1,
+        **{f"data__polarity__{k}": v for k, v in polarity.items()},
+    )
+    train(config, tmp_path / "run")
+    assert (
+        f"Weights taken from {run[1]}; these start fresh: head_emotion" in capsys.readouterr().out
+    )
+    before, after = load_run(run[1]).params, load_run(tmp_path / "run").params
+    for module in before.keys() - {"head_emotion"}:
+        jax.tree.map(np.testing.assert_array_equal, before[module], after[module])
+    assert after["head_emotion"]["kernel"].shape[-1] == 4
