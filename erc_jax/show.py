@@ -1,4 +1,8 @@
-"""Conversations and scores on the terminal."""
+"""Conversations and scores on the terminal.
+
+What comes from the user (texts, names, labels) is wrapped in Text: rich would take [brackets] in a
+plain string for markup.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,8 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
     """
     utterances = record["utterances"]
     has_shift = any("shift" in utterance for utterance in utterances)
-    table = Table(title=f"Conversation {record['id']}", title_justify="left", expand=True)
+    title = Text(f"Conversation {record['id']}")
+    table = Table(title=title, title_justify="left", expand=True)
     table.add_column("Speaker", no_wrap=True)
     table.add_column("Utterance", ratio=1)
     table.add_column("Emotion", no_wrap=True)
@@ -82,16 +87,16 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         tasks = {k: v for k, v in block.items() if isinstance(v, dict) and "accuracy" in v}
         tasks = {k: v for k, v in tasks.items() if k not in ("std", "interval")}
         for task, scores in ({"emotion": block} | tasks).items():
-            table.add_row(split, task, *(_score(scores, headline) for headline in HEADLINES))
+            table.add_row(Text(split), task, *(_score(scores, headline) for headline in HEADLINES))
     console.print(table)
 
     block = content[splits[-1]]
     table = Table(box=box.SIMPLE_HEAD)
     for name in (f"{splits[-1]}: emotion", "precision", "recall", "F1", "support"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(Text(name), no_wrap=True)
     for name, scores in block["per_class"].items():
         cells = [f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")]
-        table.add_row(name, *cells, str(scores["support"]))
+        table.add_row(Text(name), *cells, str(scores["support"]))
     console.print(table)
     if content.get("run", {}).get("corpus", {}).get("synthetic"):
         console.print(
