@@ -150,12 +150,20 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
       What metrics.json holds of this split, with its ``run`` block.
 
     Raises:
-      UserError: the folder is not a workdir, or corpus and encoder are not the run's.
+      UserError: the folder is not a workdir, or the encoder or the corpus' labels are not the
+        run's.
     """
     config = load_config(workdir)
     config.update_from_flattened_dict(overrides)
     runs = [(seed, folder, load_run(folder)) for seed, folder in seed_folders(config, workdir)]
-    experiment = prepare(config, [split], encoder_sha256=runs[0][2].encoder["sha256"])
+    trained = runs[0][2]
+    experiment = prepare(config, [split], encoder_sha256=trained.encoder["sha256"])
+    if experiment.system.tasks != trained.system.tasks:
+        raise UserError(
+            f"{config.data.name}: the labels are not those that {workdir} was trained with: "
+            f"{_classes(experiment.system)} there, {_classes(trained.system)} in the run. Score "
+            "conversations with the run's labels: --mode evaluate --input FILE"
+        )
     predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
     counts = [
         score_run(predictor, run.params, experiment, split, folder) for _, folder, run in runs
@@ -164,6 +172,10 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     facts = run_facts(config, experiment, chosen)
     content = metrics_file(workdir, experiment.system.tasks, {split: counts}, facts)
     return {split: content[split], "run": facts}
+
+
+def _classes(system: System) -> str:
+    return "; ".join(f"{task.name} {', '.join(task.classes)}" for task in system.tasks)
 
 
 def evaluate_file(workdir: Path, path: Path, output: Path | None) -> dict[str, Any]:
