@@ -71,7 +71,7 @@ def test_an_unknown_config_names_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"configs/melt\.py: no such file.*did you mean meld\?"):
         find_config("configs/melt.py")
-    with pytest.raises(UserError, match="known are dailydialog, .*, quickstart"):
+    with pytest.raises(UserError, match=r"known are dailydialog, .*, quickstart"):
         find_config("zzzz")
 
 

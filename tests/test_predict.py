@@ -197,10 +197,10 @@ def test_an_output_that_cannot_be_written(predict, tmp_path):
 
 
 def test_a_workdir_before_its_first_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="not a workdir.*train one with"):
+    with pytest.raises(UserError, match=r"not a workdir.*train one with"):
         Recognizer.from_pretrained(tmp_path / "run")
     save_config(tiny_config(tmp_path), tmp_path / "run")
-    with pytest.raises(UserError, match="no checkpoint in .*train first with"):
+    with pytest.raises(UserError, match=r"no checkpoint in .*train first with"):
         Recognizer.from_pretrained(tmp_path / "run")
 
 

@@ -1,7 +1,11 @@
 """Whole runs, on a corpus of a few words and a random encoder: what they leave and how they end."""
 
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -10,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from erc_jax import train as train_module
-from erc_jax.config import flatten, load_config
+from erc_jax.config import find_config, flatten, load_config, read_config
 from erc_jax.errors import UserError
 from erc_jax.evaluate import evaluate_split
 from erc_jax.experiment import load_run
@@ -104,7 +108,7 @@ def test_metrics_json_has_these_keys(run):
 
 
 def test_the_run_block_says_what_was_scored(run):
-    config, workdir, content = run
+    config, _, content = run
     block = content["run"]
     assert block["corpus"]["name"] == "own"
     assert len(block["corpus"]["sha256"]) == 64
@@ -177,10 +181,7 @@ def test_a_killed_run_goes_on_to_the_same_end(copied, monkeypatch, tmp_path):
 def test_a_corrupt_newest_checkpoint_is_said_and_made_good(copied, caplog):
     config, workdir, content = copied
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    damaged = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
-    raw = bytearray(damaged.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    damaged.write_bytes(raw)
+    flip_a_bit(newest)
     log = log_of(workdir)
     assert without_run(train(config, workdir)) == without_run(content)
     assert f"checkpoint {newest.name} is damaged" in caplog.text
@@ -389,3 +390,134 @@ def test_a_run_starts_from_another_ones_weights(place, run, tmp_path, capsys):
     for module in before.keys() - {"head_emotion"}:
         jax.tree.map(np.testing.assert_array_equal, before[module], after[module])
     assert after["head_emotion"]["kernel"].shape[-1] == 4
+
+
+def test_own_conversations_without_polarity(place, tmp_path, capsys):
+    """configs/own.py as it is shipped, with nothing but a folder of labelled conversations."""
+    tiny = tiny_config(place)
+    config = read_config(find_config("own"))
+    config.data.source, config.encoder = tiny.data.source, tiny.encoder
+    config.train.epochs = 1
+    content = train(config, tmp_path / "run")
+    assert "sentiment and shift are left out" in capsys.readouterr().out
+    without_neutral = SCORES - {"micro_f1_no_neutral", "macro_f1_no_neutral"}
+    assert all(set(content[split]) == without_neutral for split in SPLITS)
+    record = Recognizer.from_pretrained(tmp_path / "run").predict(
+        {"utterances": [{"speaker": "A", "text": "we won"}]}
+    )
+    assert set(record["utterances"][0]) == {"speaker", "text", "emotion", "probabilities"}
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "erc_jax.main", *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_own_conversations_from_the_shell_leave_nothing_elsewhere(tmp_path, one_device_env):
+    """Train with polarity, evaluate, predict; files appear in workdir, cache and output only."""
+    tiny_config(tmp_path)
+    for name in ("home", "here", "scratch"):
+        (tmp_path / name).mkdir()
+    environment = one_device_env | {
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "scratch"),
+        "ERC_JAX_CACHE": str(tmp_path / "cache"),
+    }
+
+    def run(*arguments) -> str:
+        done = subprocess.run(
+            command("--workdir", "../run", *arguments),
+            cwd=tmp_path / "here",
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    own = ("--config", "own", "--config.data.source=../corpus", "--config.encoder=../encoder")
+    fields = ("--config.train.epochs=2", "--config.data.neutral=calm", "--config.log_every=1")
+    polarity = ("negative=('sad',)", "neutral=calm", "positive=('happy',)")
+    printed = run(*own, *fields, *(f"--config.data.polarity.{names}" for names in polarity))
+    for word in ("loss ", "validation weighted_f1 ", "utterances/s", " left\n", "shift"):
+        assert word in printed
+    assert "left out" not in printed
+    before = read(tmp_path / "run")
+    assert {"sentiment", "shift_global", "shift_speaker"} <= before["test"].keys()
+
+    assert "validation" in run("--mode", "evaluate", "--split", "validation")
+    assert without_run(read(tmp_path / "run")) == without_run(before)
+    printed = run("--mode", "evaluate", "--input", "../corpus/test.jsonl")
+    assert f"{before['test']['weighted_f1']:.4f}" in printed
+    run("--mode", "predict", "--input", "../corpus/test.jsonl", "--output", "../labelled.jsonl")
+
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("encoder", "corpus", "home", "here", "scratch", "run", "cache", "labelled.jsonl")
+    }
+    # tfds leaves an empty folder in the scratch space.
+    elsewhere = [
+        path for name in ("home", "here", "scratch") for path in (tmp_path / name).rglob("*")
+    ]
+    assert [path for path in elsewhere if path.is_file()] == []
+
+
+def epochs_logged(workdir: Path) -> int:
+    log = workdir / "metrics.jsonl"
+    return log.read_text().count('"epoch"') if log.exists() else 0
+
+
+def kill_after(arguments: list[str], environment: dict, workdir: Path, epochs: int) -> None:
+    """Starts a command and kills it, with no chance to tidy up, at some moment after an epoch."""
+    child = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        give_up = time.monotonic() + 300
+        while epochs_logged(workdir) < epochs:
+            assert child.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.3))
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.slow
+def test_kill_9_and_a_corrupt_checkpoint_change_nothing(tmp_path, one_device_env):
+    """On the sample, two seeds: killed in the first and in the second, then damaged."""
+    tiny_config(tmp_path)
+
+    def to(name: str) -> list[str]:
+        return command(
+            *("--workdir", tmp_path / name, "--config", "quickstart", "--config.seeds=2"),
+            *("--noconfig.tasks.shift", f"--config.encoder={tmp_path / 'encoder'}"),
+            *("--config.train.epochs=12", "--config.train.patience=0", "--config.log_every=7"),
+        )
+
+    subprocess.run(to("whole"), env=one_device_env, check=True)
+    expected = without_run(read(tmp_path / "whole"))
+
+    killed = tmp_path / "killed"
+    for seed, epochs in (("0", 3), ("0", 7), ("1", 5)):
+        kill_after(to("killed"), one_device_env, killed / "seeds" / seed, epochs)
+        assert not (killed / "metrics.json").exists()
+    subprocess.run(to("killed"), env=one_device_env, check=True)
+    assert without_run(read(killed)) == expected
+    for seed in ("0", "1"):
+        of_seed = Path("seeds") / seed
+        assert log_of(killed / of_seed) == log_of(tmp_path / "whole" / of_seed)
+
+    checkpoints = killed / "seeds" / "1" / "checkpoints"
+    newest = max(checkpoints.iterdir(), key=lambda path: int(path.name))
+    flip_a_bit(newest)
+    done = subprocess.run(to("killed"), env=one_device_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {newest.name} is damaged" in done.stderr
+    assert without_run(read(killed)) == expected
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    """In the middle of its largest file."""
+    largest = max((checkpoint / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    largest.write_bytes(raw)

@@ -60,7 +60,7 @@ def test_the_neutral_label_is_of_the_metrics_alone(take_over):
 
 @pytest.mark.parametrize("emotions", [("angry", "calm", "glad"), ("angry", "calm", "happy", "sad")])
 def test_heads_of_other_labels_start_fresh_and_this_is_said(take_over, capsys, emotions):
-    polarity = {emotion: "neutral" for emotion in emotions}
+    polarity = dict.fromkeys(emotions, "neutral")
     taken = take_over(system_of(emotions, polarity=polarity), system_of())
     assert [module for module, is_taken in taken.items() if not is_taken] == [HEAD + "emotion"]
     assert "; these start fresh: head_emotion\n" in capsys.readouterr().out
