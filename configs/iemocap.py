@@ -2,7 +2,11 @@
 
     python -m erc_jax.main --config configs/iemocap.py --workdir runs/iemocap
 
-IEMOCAP_BODY
+Wang and Mine (2023). Session 5 is the test split. Ours reads frozen all-MiniLM-L6-v2
+embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus.
+
+    expected test weighted F1, 3 seeds: ?; the paper: 68.68
+    time per seed on two CPU cores: about ? min
 """
 
 from ml_collections import ConfigDict
@@ -11,22 +15,22 @@ from erc_jax.config import base_config, check_variant
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; ``paper`` is the paper's recipe."""
+    """The experiment; the variant ``paper`` is the paper's recipe."""
     check_variant(variant, ("paper",))
     config = base_config()
     config.data.name = "iemocap"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
-    # Ours, chosen on validation with frozen sentence embeddings.
-    config.train.learning_rate = 1e-4
-    config.train.epochs = 60
-    config.train.patience = 12
-    config.model.dropout = 0.4
     if variant == "paper":
         # [CLS] of a RoBERTa-large (d = 1024) fine-tuned on this corpus: give its folder.
         config.encoder = "roberta-large-iemocap"
-        config.train.learning_rate = 1e-4
-        config.train.epochs = 100
-        config.train.patience = 0
-        config.model.dropout = 0.2
         config.model.normalize_input = False
+        config.train.learning_rate = 1e-4  # the rest is base_config's: batch 32, 100 epochs
+        return config
+    # Chosen on validation, with frozen sentence embeddings.
+    config.model.dropout = 0.5
+    config.train.batch_size = 32
+    config.train.learning_rate = 1e-3
+    config.train.decay = "linear"
+    config.train.clip_norm = 1.0
+    config.train.epochs = 20
     return config
