@@ -15,7 +15,13 @@ from jax.sharding import Mesh
 from erc_jax import metrics
 from erc_jax.config import load_config
 from erc_jax.data.batching import Examples, balanced_batches, make_batch, utterance_rows
-from erc_jax.data.dialogue import Dialogue, load_dialogues, save_dialogues, write_whole
+from erc_jax.data.dialogue import (
+    Dialogue,
+    iter_dialogues,
+    parse_json,
+    save_dialogues,
+    write_whole,
+)
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import (
@@ -23,6 +29,7 @@ from erc_jax.experiment import (
     encode,
     load_run,
     prepare,
+    publish_best,
     run_facts,
     seed_folders,
 )
@@ -124,7 +131,9 @@ def metrics_file(
       facts: the ``run`` block.
     """
     path = workdir / "metrics.json"
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    content: dict[str, Any] = {}
+    if path.is_file():
+        content = parse_json(path.read_text(), str(path))
     content |= {split: split_scores(tasks, runs) for split, runs in counts.items()}
     content["run"] = dict(facts)
     if len(facts["seeds"]) > 1:
@@ -171,6 +180,7 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     chosen = [{"seed": seed, **run.selection} for seed, _, run in runs]
     facts = run_facts(config, experiment, chosen)
     content = metrics_file(workdir, experiment.system.tasks, {split: counts}, facts)
+    publish_best(config, workdir, [split])
     return {split: content[split], "run": facts}
 
 
@@ -192,10 +202,19 @@ def evaluate_file(workdir: Path, path: Path, output: Path | None) -> dict[str, A
     Raises:
       UserError: the file holds no labels, or others than the run knows.
     """
-    dialogues = load_dialogues(path)
+    located = list(iter_dialogues(path))
+    dialogues = [dialogue for _, dialogue in located]
     if not any(u.emotion for dialogue in dialogues for u in dialogue.utterances):
         raise UserError(f'{path}: no utterance has an "emotion"; use --mode predict')
     run = load_run(workdir)
+    emotions = run.system.tasks[0].classes
+    for places, dialogue in located:
+        for place, utterance in zip(places, dialogue.utterances, strict=True):
+            if utterance.emotion not in (None, *emotions):
+                raise UserError(
+                    f"{place}: unknown label {utterance.emotion!r}; the run knows "
+                    f"{', '.join(emotions)}"
+                )
     encoder = SentenceEncoder.from_pretrained(run.encoder["name"], sha256=run.encoder["sha256"])
     examples = encode(dialogues, encoder, run.system)
     probabilities = Predictor(run.system, make_mesh())(run.params, examples)

@@ -194,6 +194,8 @@ def test_an_output_that_cannot_be_written(predict, tmp_path):
     (tmp_path / "folder").mkdir()
     error, _ = predict("--input", source, "--output", tmp_path / "folder")
     assert error.startswith(f"Error: {tmp_path / 'folder'}: cannot be written (Is a directory)")
+    error, _ = predict("--input", source, "--output", source / "labelled.jsonl")
+    assert error.startswith(f"Error: {source / 'labelled.jsonl'}: cannot be written")
 
 
 def test_a_workdir_before_its_first_checkpoint(tmp_path):
@@ -231,7 +233,11 @@ def test_conversations_without_labels_cannot_be_scored(workdir, tmp_path):
 
 
 def test_an_unknown_label_names_its_place(workdir, tmp_path):
-    lines = [{"utterances": [{"speaker": "A", "text": "x", "emotion": e}]} for e in ("sad", "rage")]
+    lines = [
+        {"id": "d", "utterances": [{"speaker": "A", "text": "x", "emotion": e}]}
+        for e in ("sad", "rage")
+    ]
+    lines[1]["id"] = "e"
     path = write_lines(tmp_path / "talk.jsonl", lines)
-    with pytest.raises(UserError, match=r"talk\.jsonl:2.*utterance 1: unknown label 'rage'.*calm"):
+    with pytest.raises(UserError, match=r"talk\.jsonl:2: utterance 1: unknown label 'rage'.*calm"):
         evaluate_file(workdir, path, None)

@@ -353,7 +353,13 @@ def test_seeds_are_workdirs_of_their_own_and_the_best_predicts(place, run, tmp_p
         block = evaluate_split(workdir / "seeds" / str(seed), "test", {})
         assert block["test"] == content["seeds"][seed]["test"]
     assert evaluate_split(workdir, "test", {})["test"] == content["test"]
-    assert without_run(read(workdir)) == without_run(json.loads(json.dumps(content)))
+    evaluate_split(workdir, "train", {})
+    name = "predictions_train.jsonl"
+    assert (workdir / name).read_bytes() == (best / name).read_bytes()
+    after = without_run(read(workdir))
+    assert after.pop("train")
+    assert all(of_seed.pop("train") for of_seed in after["seeds"])
+    assert after == without_run(json.loads(json.dumps(content)))
 
 
 def test_a_full_disk_at_the_end_is_told(copied, monkeypatch):

@@ -14,6 +14,7 @@ it.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -202,7 +203,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is a file, for one
+            partial.unlink()
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another "
             "place. What was there before is unchanged."
