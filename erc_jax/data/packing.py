@@ -118,11 +118,11 @@ def _first_fit(lengths: np.ndarray, n_slots: int) -> tuple[np.ndarray, np.ndarra
 
 
 def round_up(n: int) -> int:
-    """The next N of the ladder 8, 9, ... 16, 18, ... 32, 36, ...: eight steps an octave.
+    """The next N of the ladder 8, 16, 24, ... 256, 272, 288, ...: sixteen steps an octave above.
 
-    Each distinct shape costs a compilation; at most one slot in nine is padding.
+    Each distinct shape costs a compilation; above 64, at most one utterance in nine is padding.
     """
-    return _round_up(n, steps=8)
+    return _round_up(n, steps=16, least=8)
 
 
 def round_up_slots(longest: int) -> int:
@@ -131,12 +131,12 @@ def round_up_slots(longest: int) -> int:
 
 
 def round_up_rows(needed: int, n_padded: int, n_slots: int) -> int:
-    """The next R: a function of N and T, where the sequences fit into that, and few others."""
-    usual = -(-n_padded // n_slots) + 1
+    """The next R: the rows that N full slots fill, where that is enough, as it mostly is."""
+    usual = -(-n_padded // n_slots)
     return usual if needed <= usual else _round_up(needed, steps=4)
 
 
-def _round_up(n: int, steps: int) -> int:
-    """The next multiple of the largest power of two that is at most n / steps."""
-    step = 1 << max(0, (max(n, 1) // steps).bit_length() - 1)
-    return -(-max(n, 1) // step) * step
+def _round_up(n: int, steps: int, least: int = 1) -> int:
+    """The next multiple of the power of two that cuts n's octave into so many steps."""
+    step = max(least, (1 << max(0, n.bit_length() - 1)) // steps)
+    return max(step, -(-n // step) * step)

@@ -1,0 +1,21 @@
+"""python -m erc_jax.benchmarks NAME [options]: ours against PyTorch, and the machine's limit."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHMARKS = ("mtl_erc_es",)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m erc_jax.benchmarks", description=__doc__)
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    name = parser.parse_args(argv[:1]).benchmark
+    importlib.import_module(f"erc_jax.benchmarks.{name}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
