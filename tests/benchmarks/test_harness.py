@@ -22,20 +22,20 @@ def cases(seconds):
 
 
 @pytest.fixture
-def worker(monkeypatch):
+def make_worker(monkeypatch):
     # The worker's process imports this file by name.
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
-    with harness.Worker("test_harness:cases", {"seconds": 0.02}, threads=1) as worker:
-        yield worker
+    return lambda: harness.Worker("test_harness:cases", {"seconds": 0.02}, threads=1)
 
 
-def test_a_worker_times_its_steps(worker):
-    assert 0.02 <= worker.seconds("sleep") < 2
-    assert 0.08 <= worker.seconds("slower", 3) < 2
+def test_a_worker_times_its_steps(make_worker):
+    with make_worker() as worker:
+        assert 0.02 <= worker.seconds("sleep") < 2
+        assert 0.08 <= worker.seconds("slower", 3) < 2
 
 
-def test_a_broken_worker_is_reported(capfd, worker):
-    with pytest.raises(UserError, match="worker ended early"):
+def test_a_broken_worker_is_reported(make_worker, capfd):
+    with make_worker() as worker, pytest.raises(UserError, match="worker ended early"):
         worker.seconds("fail")
     assert "the case is broken" in capfd.readouterr().err
 
