@@ -230,7 +230,8 @@ def label_dialogues(
 ) -> list[dict[str, Any]]:
     """The dialogues' records with what the system predicts per utterance.
 
-    A label that the input carried and the system predicts stands under ``gold``.
+    A label that the input carried and the system predicts stands under ``gold``, unless it is
+    itself a prediction, which comes with probabilities.
 
     Args:
       probabilities: task to float32 [N, C] over the utterances of all dialogues.
@@ -245,8 +246,11 @@ def label_dialogues(
         record = dialogue.to_json()
         utterances = []
         for given, predicted in zip(record["utterances"], described, strict=True):
+            utterance = {**given, **predicted}
             gold = {key: given[key] for key in predicted if key in given}
-            utterances.append({**given, **predicted, **({"gold": gold} if gold else {})})
+            if gold and "probabilities" not in given:
+                utterance["gold"] = gold
+            utterances.append(utterance)
         records.append({**record, "utterances": utterances})
         start = end
     return records

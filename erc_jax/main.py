@@ -19,6 +19,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
 from erc_jax.errors import UserError
 
@@ -106,6 +107,7 @@ MODES: dict[str, Callable[[Path], None]] = {
 
 def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake becomes one message and exit code 1."""
+    keep_freed_memory()
     _quiet_logs()
     try:
         if len(argv) > 1:

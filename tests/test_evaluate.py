@@ -206,6 +206,10 @@ def test_labelled_conversations_keep_what_they_came_with(labels):
     assert (no["emotion"], no["sentiment"], no["time"]) == ("neutral", "positive", "0:12")
     assert no["vad"]["arousal"] == 2.0
     assert no["shift"] == {"global": None, "speaker": None}
+
+    # A file that was labelled before keeps what was given first, and no prediction becomes gold.
+    again = [Dialogue.from_json(record) for record in (first, second)]
+    assert label_dialogues(system, again, probabilities) == [first, second]
     # What is written can be read again.
     assert Dialogue.from_json(json.loads(json.dumps(second))).utterances[0].emotion == "neutral"
 
