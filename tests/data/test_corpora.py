@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import shutil
+import re
 import subprocess
 import sys
 import threading
@@ -674,23 +675,11 @@ def test_a_bad_line_in_an_archive_is_named(load, copy, tmp_path):
 
 # The real corpora.
 
-# Converts the JSON table of IEMOCAP's six classes to JSON lines: python -c ... TABLE FOLDER
-IEMOCAP_TO_JSON_LINES = """
-import itertools, json, pathlib, sys
-names = dict(hap="happy", sad="sad", neu="neutral", ang="angry", exc="excited", fru="frustrated")
-rows = json.load(open(sys.argv[1], encoding="utf-8"))["utterances"]
-for split in ("train", "valid", "test"):
-    with open(pathlib.Path(sys.argv[2], split.replace("valid", "validation") + ".jsonl"), "w") as f:
-        for name, turns in itertools.groupby(
-            (r for r in rows if r["split"] == split), key=lambda r: r["dialogue_id"]
-        ):
-            utterances = [
-                {"speaker": r["speaker"], "text": r["text"], "emotion": names[r["emotion"]], "vad":
-                 {"valence": r["valence"], "arousal": r["activation"], "dominance": r["dominance"]}}
-                for r in turns
-            ]
-            print(json.dumps({"id": name, "vad_scale": [1, 5], "utterances": utterances}), file=f)
-"""
+
+def iemocap_to_json_lines():
+    """The README's conversion of a JSON table of IEMOCAP's six classes: python - TABLE FOLDER."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    return re.search(r"python - TABLE.*? <<'EOF'\n(.*?)\nEOF\n", readme, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
@@ -704,7 +693,7 @@ def real(tmp_path_factory):
         if name == "iemocap":
             table = source / "iemocap_6way_local_validation_only.json"
             source = tmp_path_factory.mktemp("iemocap")
-            command = [sys.executable, "-c", IEMOCAP_TO_JSON_LINES, str(table), str(source)]
+            command = [sys.executable, "-c", iemocap_to_json_lines(), str(table), str(source)]
             subprocess.run(command, check=True)
         return load_corpus(name, source, cache=cache)
 
