@@ -8,8 +8,8 @@ import functools
 import http.server
 import json
 import os
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 import threading
