@@ -2,7 +2,7 @@
 
     python results/logistic_regression.py DATA
 
-Prints a row per corpus; C is chosen on validation. Needs scikit-learn, which the extra `test` brings.
+Prints a row per corpus; C is chosen on validation. Needs scikit-learn (in the extra `test`).
 """
 
 from __future__ import annotations
