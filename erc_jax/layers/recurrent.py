@@ -1,7 +1,7 @@
 """Bidirectional LSTM over packed sequences.
 
 Where the work is, and where it is not. The projections of the inputs do not depend on the state,
-so they are one product over all utterances, for both directions. What remains in the scan is the
+so they are one product over all utterances in each direction. What remains in the scan is the
 product of the state and the gates: a step of the scan takes R utterances, one of each row of the
 layout. The derivative is written by hand, so that the scan back holds the state's gradient only,
 and the gradient of every weight is one product over all utterances after it.
@@ -30,9 +30,9 @@ class PackedBiLSTM(nn.Module):
     Equal to `torch.nn.LSTM(bidirectional=True)` run on each sequence alone, with the two biases
     of torch added up. Gates are in its order: input, forget, cell, output.
 
-    Parameters, with direction 0 forward and 1 backward: `input_kernel` [D, 2, 4H],
-    `hidden_kernel` [2, H, 4H], `bias` [2, 4H]; all drawn as torch does, uniformly from
-    ±1/sqrt(H), so that the two can be compared.
+    Parameters, each with the prefix `forward_` and `backward_`: `input_kernel` [D, 4H],
+    `hidden_kernel` [H, 4H], `bias` [4H]; all drawn as torch does, uniformly from ±1/sqrt(H), so
+    that the two can be compared.
 
     Attributes:
       features: H, the width of one direction.
