@@ -1,3 +1,4 @@
+import contextlib
 import json
 import resource
 
@@ -121,13 +122,18 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path, monkeypa
     assert scalars(tmp_path) == {"loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file can grow beyond 4,000 bytes, as if the disk were full."""
+    """No file can grow beyond 4,000 bytes, as if the disk were full.
+
+    Not a fixture: pytest itself writes, perhaps to a long file, before a fixture is taken down.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def write_until_full(log):
@@ -135,8 +141,9 @@ def write_until_full(log):
         log.write(step, {f"loss_{name}": 0.5 for name in "abcdefgh"})
 
 
-def test_a_full_disk_is_told_and_does_not_hang(tmp_path, small_files):
-    with pytest.raises(UserError, match=r"the log .* cannot be written \(File too large\)"):
+def test_a_full_disk_is_told_and_does_not_hang(tmp_path):
+    told = pytest.raises(UserError, match=r"the log .* cannot be written \(File too large\)")
+    with told, small_files():
         write_until_full(RunLog(tmp_path, resume_step=0))
     # What was whole stays readable.
     RunLog(tmp_path, resume_step=5)
