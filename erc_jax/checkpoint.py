@@ -348,7 +348,12 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            self._writer = None  # the next one clears what this one has left unfinished
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                # It raises at the first array that fails, while others are still being written: no
+                # other writer may begin before these have ended. It says the same again.
+                with contextlib.suppress(Exception):
+                    writer.close()
             code = _os_error(error)
             if code is None:
                 raise
