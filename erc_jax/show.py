@@ -79,7 +79,7 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     """
     console = console or Console()
     splits = [split for split in content if split not in ("run", "seeds")]
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("split", "task", *HEADLINES.values()):
         table.add_column(name, no_wrap=True)
     for split in splits:
@@ -91,7 +91,7 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     console.print(table)
 
     block = content[splits[-1]]
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in (f"{splits[-1]}: emotion", "precision", "recall", "F1", "support"):
         table.add_column(Text(name), no_wrap=True)
     for name, scores in block["per_class"].items():
