@@ -95,16 +95,16 @@ class SentenceEncoder:
             damaged, or does not belong to the others; the weights are not the expected ones.
         """
         folder, published = hub.find_model(name_or_path)
-        weights = hub.weights_file(folder)
+        weights = hub.weights_files(folder)
         found = hub.sha256_of(weights)
         if published not in (None, found):
             raise UserError(
-                f"{weights}: SHA-256 is {found}, but the published weights of {name_or_path} have "
+                f"{folder}: SHA-256 is {found}, but the published weights of {name_or_path} have "
                 f"{published}; the file is damaged or was changed: fetch it again"
             )
         if sha256 not in (None, found):
             raise UserError(
-                f"{weights}: this is not the encoder that the model was trained with: its SHA-256 "
+                f"{folder}: this is not the encoder that the model was trained with: its SHA-256 "
                 f"is {found}, expected {sha256}; name the encoder that it was trained with"
             )
         config = hub.read_json(folder / "config.json")
@@ -121,8 +121,8 @@ class SentenceEncoder:
         tokenizer = _read_tokenizer(folder / "tokenizer.json", module.config.vocab_size, max_length)
         decisive = [
             found,
-            hub.sha256_of(folder / "config.json"),
-            hub.sha256_of(folder / "tokenizer.json"),
+            hub.sha256_of([folder / "config.json"]),
+            hub.sha256_of([folder / "tokenizer.json"]),
             dataclasses.asdict(pooling),
             max_length,
             lower_case,

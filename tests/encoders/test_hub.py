@@ -9,6 +9,9 @@ import threading
 import time
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from erc_jax.encoders.bert import Bert
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 
+TENSOR = "encoder.layer.1.output.dense.weight"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -243,18 +247,93 @@ def test_tensors_that_do_not_fit(tiny_model):
     folder = tiny_model()
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    name = "encoder.layer.1.output.dense.weight"
 
-    save_file({k: v for k, v in tensors.items() if k != name}, file)
-    assert f"tensor {name} is missing" in error_of(folder)
-    save_file({**tensors, "encoder.layer.2.output.dense.bias": tensors[name]}, file)
-    assert "unknown tensors encoder.layer.2.output.dense.bias (1 in all)" in error_of(folder)
-    save_file({**tensors, name: np.ascontiguousarray(tensors[name].T)}, file)
+    save_file({k: v for k, v in tensors.items() if k != TENSOR}, file)
+    assert f"{file}: tensor {TENSOR} is missing" in error_of(folder)
+    save_file({**tensors, "encoder.layer.2.output.dense.bias": tensors[TENSOR]}, file)
     message = error_of(folder)
-    assert f"{file}: tensor {name} is float32[40, 24], expected" in message
+    assert f"{file}: unknown tensors encoder.layer.2.output.dense.bias (1 in all)" in message
+    save_file({**tensors, TENSOR: np.ascontiguousarray(tensors[TENSOR].T)}, file)
+    message = error_of(folder)
+    assert f"{file}: tensor {TENSOR} is F32[40, 24], expected F32/F16/BF16 and" in message
     assert "[24, 40] by config.json" in message
-    save_file({**tensors, name: tensors[name].astype(np.int64)}, file)
-    assert f"tensor {name} is int64[24, 40]" in error_of(folder)
+    save_file({**tensors, TENSOR: tensors[TENSOR].astype(np.int64)}, file)
+    assert f"tensor {TENSOR} is I64[24, 40]" in error_of(folder)
+    save_file({**tensors, f"bert.{TENSOR}": tensors[TENSOR]}, file)
+    assert f"{file}: tensor {TENSOR} comes a second time" in error_of(folder)
+
+
+def shard(folder: Path, count: int = 3) -> tuple[Path, dict[str, str]]:
+    """Cuts a folder's weights into shards; gives the index and its weight map."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number in range(count):
+        name = f"model-{number + 1:05}-of-{count:05}.safetensors"
+        part = {k: tensors[k] for k in sorted(tensors)[number::count]}
+        save_file(part, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index, weight_map
+
+
+def test_shards_are_one_model(tiny_model):
+    whole = SentenceEncoder.from_pretrained(str(tiny_model("whole")))
+    folder = tiny_model("shards")
+    _, weight_map = shard(folder)
+    encoder = SentenceEncoder.from_pretrained(str(folder))
+    np.testing.assert_array_equal(encoder.encode(["we won"]), whole.encode(["we won"]))
+    sums = [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in sorted(set(weight_map.values()))
+    ]
+    assert len(sums) == 3
+    assert encoder.sha256 == hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def test_shards_that_do_not_fit(tiny_model):
+    folder = tiny_model()
+    index, weight_map = shard(folder)
+    names = sorted(set(weight_map.values()))
+    first, second = (folder / name for name in names[:2])
+    tensors = load_file(first)
+
+    twice, value = load_file(second).popitem()
+    save_file(tensors | {twice: value}, first)
+    assert f"{second}: tensor {twice} comes a second time, after {first}" in error_of(folder)
+
+    lost = min(tensors)
+    save_file({k: v for k, v in tensors.items() if k != lost}, first)
+    message = error_of(folder)
+    assert f"{first}: tensor {lost} is missing, but {index.name} says that it is there" in message
+    index.write_text(json.dumps({"weight_map": {k: v for k, v in weight_map.items() if k != lost}}))
+    assert f"{index}: tensor {lost} is missing; config.json and weights" in error_of(folder)
+
+    first.write_bytes(first.read_bytes()[:-1])
+    assert f"{first}: not a whole safetensors file" in error_of(folder)
+    second.unlink()
+    first.unlink()
+    assert f"{first}: not found, but {index.name} names it" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    "shard_name",
+    ["../model.safetensors", "a/b.safetensors", "a\\b.safetensors", "pytorch_model-1.bin", 7, ""],
+)
+def test_an_index_names_plain_safetensors_files_only(tiny_model, shard_name):
+    folder = tiny_model()
+    index, weight_map = shard(folder)
+    index.write_text(json.dumps({"weight_map": weight_map | {TENSOR: shard_name}}))
+    assert f"{index}: names {shard_name!r} as a shard; expected the plain" in error_of(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"weight_map": {}}', '{"weight_map": []}'])
+def test_an_index_without_tensors(tiny_model, content):
+    folder = tiny_model()
+    index, _ = shard(folder)
+    index.write_text(content)
+    assert f"{index}: expected an object 'weight_map'" in error_of(folder)
 
 
 def test_what_published_files_hold_besides(tiny_model):
@@ -262,7 +341,7 @@ def test_what_published_files_hold_besides(tiny_model):
     module = Bert.from_folder(folder, hub.read_json(folder / "config.json"))
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    want = hub.load_params(file, module)
+    want = hub.load_params([file], module)
     # As in bert-base-uncased: a head on top, a pooler, names from TensorFlow.
     old = {
         "bert." + k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
@@ -272,16 +351,26 @@ def test_what_published_files_hold_besides(tiny_model):
     old["cls.predictions.bias"] = np.zeros(34, np.float32)
     old["bert.embeddings.position_ids"] = np.arange(64)[None]
     save_file(old, file)
-    got = hub.load_params(file, module)
+    got = hub.load_params([file], module)
     layer = got["encoder.layer.1"]["output.dense"]["kernel"]
     np.testing.assert_array_equal(layer, tensors["encoder.layer.1.output.dense.weight"].T)
     assert layer.flags.c_contiguous
     np.testing.assert_equal(got, want)
 
     save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}, file)
-    half = hub.load_params(file, module)["embeddings.LayerNorm"]["scale"]
+    half = hub.load_params([file], module)["embeddings.LayerNorm"]["scale"]
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, want["embeddings.LayerNorm"]["scale"], rtol=0.01)
+
+
+def test_parameters_in_bfloat16(tiny_model):
+    folder = tiny_model()
+    module = Bert.from_folder(folder, hub.read_json(folder / "config.json"))
+    files = hub.weights_files(folder)
+    full, half = (hub.load_params(files, module, dtype) for dtype in (np.float32, jnp.bfloat16))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(full)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+    chex.assert_trees_all_equal(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16), full))
 
 
 @pytest.mark.parametrize("model_type", ["roberta2", None, ["bert"]])
