@@ -69,6 +69,12 @@ class PairDropout:
         self._used += 1
         return _drop(weights, self._rate, self._bits[..., self._used - 1])
 
+    def all(self, weights: jax.Array) -> jax.Array:
+        """Drops the weights of all calls at once: float [R, calls, T, T]."""
+        if self._bits is None:
+            return weights
+        return _drop(weights, self._rate, self._bits.transpose(0, 3, 1, 2))
+
 
 def _draw(key: jax.Array, ids: Array, shape: tuple[int, ...]) -> jax.Array:
     """Random uint16 [N, *shape]; 16 bits cost half of the usual 32."""
