@@ -13,7 +13,7 @@ import importlib.util
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,9 @@ import jax
 import numpy as np
 from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from erc_jax.data.dialogue import decode, parse_json, read_bytes
+from erc_jax.data.dialogue import decode, parse_json, read_bytes, write_whole
 from erc_jax.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -311,6 +312,28 @@ def load_params(
             "all); the weights hold more than config.json describes: take both from one model"
         )
     return flax.traverse_util.unflatten_dict(params)
+
+
+def save_params(file: Path, params: Mapping[str, Any], prefix: str = "") -> None:
+    """The inverse of load_params: one published safetensors file, written whole or not at all.
+
+    Args:
+      file: model.safetensors.
+      params: an encoder module's parameters, of type float32 or bfloat16, which is kept.
+      prefix: what the tensors' names begin with; a module's PREFIX if the model has a head.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    tensors = {}
+    for path, value in flax.traverse_util.flatten_dict(params).items():
+        value = np.asarray(value)
+        # Safetensors writes the memory of an array as it lies, whatever its strides.
+        tensors[prefix + _tensor_name(path)] = np.ascontiguousarray(
+            value.T if path[-1] == "kernel" else value
+        )
+    # Transformers refuses files that do not name the framework that they are laid out for.
+    write_whole(file, save(tensors, {"format": "pt"}))
 
 
 def _tensor_name(path: tuple[str, ...]) -> str:
