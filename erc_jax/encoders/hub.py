@@ -13,9 +13,9 @@ import importlib.util
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import flax.traverse_util
 import jax
@@ -29,7 +29,8 @@ from erc_jax.errors import UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # in which shard a tensor is, where there is no WEIGHTS
-# What is fetched of a model on the hub. The weights come last, so a broken-off download shows.
+# What is fetched of a model on the hub, and the shards if there is no WEIGHTS. The weights come
+# last, so a broken-off download shows.
 FILES = (
     "config.json",
     "tokenizer.json",
@@ -66,8 +67,8 @@ PUBLISHED = {
 class Encoder(Protocol):
     """What ``load_params`` asks of an encoder's Flax module."""
 
-    IGNORED: re.Pattern[str]  # names of tensors in published files that it does not need
-    PREFIX: str  # what its tensors' names begin with in models with a head on top
+    IGNORED: ClassVar[re.Pattern[str]]  # names of tensors in published files it does not need
+    PREFIX: ClassVar[str]  # what its tensors' names begin with in models with a head on top
 
     def init(self, rngs: Any, *args: Any) -> Any: ...
 
@@ -108,30 +109,62 @@ def _from_hub(repository: str) -> Path:
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
 
-    try:
+    def kept(file: str) -> Path | None:
+        found = hub.try_to_load_from_cache(repository, file)
         # A file that the model is known not to have is not None; one that nobody asked for is.
-        cached = [hub.try_to_load_from_cache(repository, file) for file in FILES]
+        if found is None:
+            raise FileNotFoundError(file)
+        return Path(found) if isinstance(found, str) else None
+
+    def fetched(file: str) -> Path | None:
+        with contextlib.suppress(errors.RemoteEntryNotFoundError):
+            return Path(hub.hf_hub_download(repository, file))
+        return None
+
+    try:
+        folder = _collect(kept)
     except errors.HFValidationError as error:
         raise UserError(
             f"{repository!r} is neither a folder nor the name of a model on the hub: {error}"
         ) from error
-    if None not in cached and isinstance(cached[0], str):
-        return Path(cached[0]).parent
+    except FileNotFoundError:
+        folder = None
+    if folder is not None:
+        return folder
     if constants.HF_HUB_OFFLINE:
         raise UserError(_unreachable(repository, "HF_HUB_OFFLINE is set"))
     try:
         _ask_once(hub.hf_hub_url(repository, FILES[0]))
-        config = Path(hub.hf_hub_download(repository, FILES[0]))
-        for file in FILES[1:]:
-            with contextlib.suppress(errors.RemoteEntryNotFoundError):  # not every model has all
-                hub.hf_hub_download(repository, file)
-    except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as error:
-        raise UserError(
-            f"{repository}: the hub does not give this model ({error}); check its name, and "
-            "whether its licence has to be accepted first"
-        ) from error
+        folder = _collect(fetched)
+    except UserError:
+        raise
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(_not_given(repository, error)) from error
     except Exception as error:  # the client's HTTP errors have no base that is stable
         raise UserError(_unreachable(repository, error)) from error
+    if folder is None:
+        raise UserError(_not_given(repository, f"it has no {FILES[0]}"))
+    return folder
+
+
+def _collect(get: Callable[[str], Path | None]) -> Path | None:
+    """Gets a model's files one by one.
+
+    Args:
+      get: called with a file's name, gives its path, or None if the model does not have it.
+
+    Returns:
+      The folder that they are in; None if the model has no config.json.
+    """
+    config = get(FILES[0])
+    if config is None:
+        return None
+    *_, weights = [get(file) for file in FILES[1:]]
+    if weights is None:
+        index = get(INDEX)
+        # Either way what is missing is told by weights_files.
+        for shard in sorted(set(_weight_map(index).values())) if index else ():
+            get(shard)
     return config.parent
 
 
@@ -145,6 +178,13 @@ def _ask_once(url: str) -> None:
     # An HTTP error is an answer too; what it means is left to the client.
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(request, timeout=PATIENCE).close()
+
+
+def _not_given(repository: str, reason: object) -> str:
+    return (
+        f"{repository}: the hub does not give this model ({reason}); check its name, and whether "
+        "its licence has to be accepted first"
+    )
 
 
 def _unreachable(repository: str, reason: object) -> str:

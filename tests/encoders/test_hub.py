@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import http.server
 import json
@@ -130,6 +131,24 @@ def test_the_hubs_cache_is_used_when_it_is_complete(tiny_model, tmp_path):
     assert SentenceEncoder.from_pretrained("someone/tiny").width == 24
 
 
+def test_the_hubs_cache_of_shards_is_used_when_it_is_complete(tiny_model, tmp_path):
+    commit = "c" * 40
+    repository = tmp_path / "hub/models--someone--tiny"
+    folder = tiny_model(f"hub/models--someone--tiny/snapshots/{commit}")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    index, weight_map = shard(folder)
+    assert "cannot be fetched" in error_of("someone/tiny")  # nobody asked for it whole
+    (repository / ".no_exist" / commit).mkdir(parents=True)
+    (repository / ".no_exist" / commit / "model.safetensors").touch()
+    assert SentenceEncoder.from_pretrained("someone/tiny").width == 24
+    (folder / max(weight_map.values())).rename(tmp_path / "shard")
+    assert "cannot be fetched" in error_of("someone/tiny")
+    (tmp_path / "shard").rename(folder / max(weight_map.values()))
+    index.unlink()
+    assert "cannot be fetched" in error_of("someone/tiny")
+
+
 ENCODE = """
 import sys, time
 from erc_jax.encoders.sentence import SentenceEncoder
@@ -161,11 +180,9 @@ def test_an_unreachable_hub_is_an_immediate_error(tmp_path):
     assert float(seconds) < 10  # the client by itself takes 23 for each file
 
 
-@pytest.mark.slow
-def test_a_download_takes_what_is_needed_and_no_more(tiny_model, tmp_path):
-    folder = tiny_model()
-    (folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    (folder / "modules.json").unlink()
+@contextlib.contextmanager
+def serve(folder: Path):
+    """A hub that has one model, "someone/tiny"; yields its address and what it is asked for."""
     asked = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
@@ -196,14 +213,44 @@ def test_a_download_takes_what_is_needed_and_no_more(tiny_model, tmp_path):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_download_takes_what_is_needed_and_no_more(tiny_model, tmp_path):
+    folder = tiny_model()
+    (folder / "pytorch_model.bin").write_bytes(b"never fetched")
+    (folder / "modules.json").unlink()
+    with serve(folder) as (address, asked):
         assert in_new_process("someone/tiny", address, tmp_path) == "(1, 24)\n"
         assert {file for file in asked if not file.startswith("/")} == set(hub.FILES)
         asked.clear()
         assert in_new_process("someone/tiny", address, tmp_path) == "(1, 24)\n"
         assert asked == []  # complete, though the model has no modules.json
         assert "the hub does not give this model" in in_new_process("a/b", address, tmp_path)
-        server.shutdown()
+        (folder / "config.json").unlink()
+        answer = in_new_process("someone/tiny", address, tmp_path / "new")
+        assert "the hub does not give this model (it has no config.json)" in answer
+
+
+@pytest.mark.slow
+def test_a_download_of_shards(tiny_model, tmp_path):
+    folder = tiny_model()
+    index, weight_map = shard(folder)
+    shards = set(weight_map.values())
+    with serve(folder) as (address, asked):
+        lost = (folder / max(shards)).rename(tmp_path / "lost")
+        answer = in_new_process("someone/tiny", address, tmp_path)
+        assert f"{max(shards)}: not found, but {index.name} names it" in answer
+        asked.clear()
+        lost.rename(folder / max(shards))
+        assert in_new_process("someone/tiny", address, tmp_path / "new") == "(1, 24)\n"
+        files = {file for file in asked if not file.startswith("/")}
+        assert files == {*hub.FILES, index.name, *shards}
+        asked.clear()
+        assert in_new_process("someone/tiny", address, tmp_path / "new") == "(1, 24)\n"
+        assert asked == []
 
 
 def test_a_pickle_is_refused_with_the_safe_way(tiny_model):
