@@ -60,12 +60,25 @@ def base_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.dropout = 0.2  # on LSTM inputs, attention weights, feed-forward and head inputs
 
+    config.fine_tuning = fine_tuning = ConfigDict()  # of an encoder, by system "fine_tuning"
+    # What an utterance is read with: "none", or "dialogue": what was said before and after, and by
+    # whom. A batch then counts dialogues (windows of long ones), else utterances.
+    fine_tuning.context = "none"
+    fine_tuning.max_tokens = 0  # of a sequence; 0 is the published encoder's own limit
+    fine_tuning.pooling = placeholder(str)  # "mean", "cls" or "max"; else as published
+    fine_tuning.attention_dropout = 0.1  # of attention weights; model.dropout is of hidden states
+    fine_tuning.dtype = "float32"  # of the computation; "bfloat16" halves memory on accelerators
+    fine_tuning.scan_layers = False  # compiles once for all layers; slower steps on CPUs
+    fine_tuning.remat = False  # computes layers again in the backward pass instead of keeping them
+
     # Bring each utterance's features to mean 0 and variance 1: embeddings of length 1 are small.
     model.normalize_input = True
 
     config.train = train = ConfigDict()
     train.epochs = 100  # at most; see patience
-    train.batch_size = 32  # dialogues
+    train.batch_size = 32  # dialogues; of a system on tokens, see fine_tuning.context
+    train.accumulate = 1  # steps whose gradients are averaged into one update
+    train.class_weights = "none"  # "balanced" weighs classes by their inverse frequency
     train.learning_rate = 1e-4  # of Adam, at its highest
     train.warmup_steps = 0  # steps from 0 up to the learning rate
     train.decay = "none"  # of the learning rate down to 0 at the last step: "linear", "cosine"
@@ -78,12 +91,33 @@ def base_config() -> ConfigDict:
     return config.lock()  # a mistyped field in a config file is an error, not a new field
 
 
+def fine_tune(config: ConfigDict) -> ConfigDict:
+    """Turns an experiment into one that fine-tunes its encoder on the corpus' emotions.
+
+    Its workdir is then an encoder for other experiments: --config.encoder=WORKDIR.
+    """
+    config.system = "fine_tuning"
+    config.fine_tuning.context = "dialogue"
+    config.model.dropout = 0.1
+    config.train.epochs = 5
+    config.train.batch_size = 4  # dialogues, some forty utterances
+    config.train.learning_rate = 1e-4
+    config.train.decay = "linear"
+    config.train.warmup_steps = 100
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 1.0
+    return config
+
+
 # Numbers from the first up to, and without, the second.
 _RANGES = {
     "seed": (0, 2**31),
     "seeds": (1, 1001),
     "log_every": (1, math.inf),
     "model.dropout": (0.0, 1.0),
+    "fine_tuning.max_tokens": (0, math.inf),
+    "fine_tuning.attention_dropout": (0.0, 1.0),
+    "train.accumulate": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
     "train.learning_rate": (0.0, math.inf),
@@ -95,6 +129,9 @@ _RANGES = {
 _CHOICES = {
     "data.first_shift": ("ignore", "strong_negative"),
     "data.sentiment": ("polarity", "column"),
+    "fine_tuning.context": ("none", "dialogue"),
+    "fine_tuning.dtype": ("float32", "bfloat16"),
+    "train.class_weights": ("none", "balanced"),
     "train.decay": ("none", "linear", "cosine"),
     "train.select_on": ("validation", "test"),
 }

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from erc_jax import metrics
 from erc_jax.config import load_config
-from erc_jax.data.batching import Examples, balanced_batches, make_batch, utterance_rows
+from erc_jax.data.batching import Split
 from erc_jax.data.dialogue import (
     Dialogue,
     iter_dialogues,
@@ -22,16 +22,16 @@ from erc_jax.data.dialogue import (
     save_dialogues,
     write_whole,
 )
-from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import (
     Experiment,
-    encode,
+    best_meta,
     load_run,
     prepare,
     publish_best,
     run_facts,
     seed_folders,
+    to_arrays,
 )
 from erc_jax.sharding import make_mesh, over_blocks
 from erc_jax.systems import Params, System, Task
@@ -48,14 +48,14 @@ class Predictor:
         self._mesh = mesh
         self._batch_size = batch_size
 
-    def __call__(self, params: Params, examples: Examples) -> dict[str, np.ndarray]:
+    def __call__(self, params: Params, examples: Split) -> dict[str, np.ndarray]:
         """Task to class probabilities float32 [N, C] of a split's utterances, in order."""
         pending = []
-        for dialogues in balanced_batches(examples, self._batch_size, np.random.default_rng(0)):
-            batch = make_batch(examples, dialogues, self._mesh.size)
+        for items in examples.batches(self._batch_size, np.random.default_rng(0)):
+            batch = examples.batch(items, self._mesh.size)
             unlabelled = dataclasses.replace(batch, labels={})
             on_device = jax.device_put(unlabelled, over_blocks(self._mesh))
-            rows = utterance_rows(examples, dialogues)[batch.ids[batch.real]]
+            rows = examples.rows(items)[batch.ids[batch.real]]
             pending.append((rows, batch.real, self._predict(params, on_device)))
         outputs: dict[str, np.ndarray] = {}
         for rows, real, batch_outputs in jax.device_get(pending):
@@ -68,7 +68,7 @@ class Predictor:
 
 
 def count(
-    tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], examples: Examples
+    tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], examples: Split
 ) -> Confusions:
     """Confusion counts of each dialogue; unlabelled utterances count nowhere."""
     counts: Confusions = {}
@@ -164,9 +164,13 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     """
     config = load_config(workdir)
     config.update_from_flattened_dict(overrides)
-    runs = [(seed, folder, load_run(folder)) for seed, folder in seed_folders(config, workdir)]
+    sha256 = best_meta(workdir)["encoder"]["sha256"]
+    experiment = prepare(config, [split], encoder_sha256=sha256)
+    runs = [
+        (seed, folder, load_run(folder, experiment.encoder))
+        for seed, folder in seed_folders(config, workdir)
+    ]
     trained = runs[0][2]
-    experiment = prepare(config, [split], encoder_sha256=trained.encoder["sha256"])
     if experiment.system.tasks != trained.system.tasks:
         raise UserError(
             f"{config.data.name}: the labels are not those that {workdir} was trained with: "
@@ -215,8 +219,7 @@ def evaluate_file(workdir: Path, path: Path, output: Path | None) -> dict[str, A
                     f"{place}: unknown label {utterance.emotion!r}; the run knows "
                     f"{', '.join(emotions)}"
                 )
-    encoder = SentenceEncoder.from_pretrained(run.encoder["name"], sha256=run.encoder["sha256"])
-    examples = encode(dialogues, encoder, run.system)
+    examples = to_arrays(dialogues, run.encoder, run.system, run.system.targets(dialogues))
     probabilities = Predictor(run.system, make_mesh())(run.params, examples)
     counts = count(run.system.tasks, probabilities, examples)
     content = {path.name: split_scores(run.system.tasks, [counts])}

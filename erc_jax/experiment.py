@@ -23,18 +23,22 @@ from ml_collections import ConfigDict
 from erc_jax import metrics
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_values, load_config
-from erc_jax.data.batching import Batch, Examples, make_batch, make_examples
+from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
 from erc_jax.data.features import utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
+from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
 from erc_jax.sharding import make_mesh, replicated
 from erc_jax.systems import Params, System, Task, make_system
+from erc_jax.systems.fine_tuning import FineTuning
 
 SPLITS = ("train", "validation", "test")
+FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
+ENCODER = "encoder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Experiment:
     corpus: Corpus
     encoder: SentenceEncoder
     system: System
-    examples: Mapping[str, Examples]  # of the splits that were asked for
+    examples: Mapping[str, Split]  # of the splits that were asked for
 
 
 def prepare(
@@ -73,27 +77,64 @@ def prepare(
         for split, dialogues in corpus.splits.items()
     )
     say(f"{corpus.name}: dialogues (utterances) {sizes}")
-    system = make_system(config, corpus.labels)
+    encoder = load_encoder(config, sha256=encoder_sha256)
+    system = make_system(config, corpus.labels.counted(corpus.splits["train"]), encoder)
     for note in [*corpus.notes, *system.notes]:
         say(f"Note: {note}")
     _check_select_metric(config, system.tasks[0])
-    encoder = SentenceEncoder.from_pretrained(config.encoder, sha256=encoder_sha256)
     examples = {
-        split: encode(corpus.splits[split], encoder, system, Counter(f"{split} features"))
+        split: to_arrays(
+            corpus.splits[split],
+            encoder,
+            system,
+            system.targets(corpus.splits[split]),
+            progress=Counter(f"{split} features"),
+        )
         for split in splits
     }
     return Experiment(corpus, encoder, system, examples)
 
 
-def encode(
+def load_encoder(config: ConfigDict, *, sha256: str | None = None) -> SentenceEncoder:
+    """The encoder that the config names; one that is to be fine-tuned reads as the config says."""
+    encoder = SentenceEncoder.from_pretrained(config.encoder, sha256=sha256)
+    if config.system != FINE_TUNING:
+        return encoder
+    how = config.fine_tuning
+    return encoder.adapted(
+        pooling=how.pooling,
+        normalize=False,
+        context=how.context,
+        max_length=how.max_tokens or None,
+    )
+
+
+def to_arrays(
     dialogues: Sequence[Dialogue],
     encoder: SentenceEncoder,
     system: System,
+    labels: Mapping[str, np.ndarray],
+    *,
+    cached: bool = True,
     progress: Counter | None = None,
-) -> Examples:
-    """Features and labels of some dialogues."""
-    features = utterance_features(dialogues, encoder, progress=progress)
-    return make_examples(dialogues, features, system.targets(dialogues))
+) -> Split:
+    """What a system reads of some dialogues: features, or tokens.
+
+    Args:
+      dialogues: with N utterances in all.
+      encoder: makes them.
+      system: says which.
+      labels: task to int32 [N]; may be empty where nothing is to be scored.
+      cached: whether features are looked up in the cache, and kept there.
+      progress: shown while features are made.
+    """
+    if system.inputs == "tokens":
+        return TokenExamples(encoder.sequences(dialogues), dialogues, labels)
+    if cached:
+        features = utterance_features(dialogues, encoder, progress=progress)
+    else:
+        features = encoder.encode_dialogues(dialogues, progress=progress)
+    return make_examples(dialogues, features, labels)
 
 
 def _check_select_metric(config: ConfigDict, task: Task) -> None:
@@ -116,11 +157,13 @@ def _polarity(config: ConfigDict) -> dict[str, str] | None:
     return polarity or None
 
 
-def blank_batch(width: int) -> Batch:
+def blank_batch(system: System, encoder: SentenceEncoder) -> Any:
     """A batch with one utterance, of the right structure for initialisation."""
-    dialogue = Dialogue("blank", (Utterance("A", ""),))
-    examples = make_examples([dialogue], np.zeros((1, width), np.float32), {})
-    return make_batch(examples, np.array([0]))
+    blank = [Dialogue("blank", (Utterance("A", ""),))]
+    if system.inputs == "tokens":
+        return TokenExamples(encoder.sequences(blank), blank, {}).batch(np.array([0]))
+    features = np.zeros((1, encoder.width), np.float32)
+    return make_examples(blank, features, {}).batch(np.array([0]))
 
 
 def seed_folders(config: ConfigDict, workdir: Path) -> list[tuple[int, Path]]:
@@ -146,42 +189,72 @@ def best_run(config: ConfigDict, workdir: Path) -> Path:
 
 
 def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> None:
-    """Puts the predictions of the run that predicts beside the means over several seeds."""
+    """Puts what the best run left beside the means over several seeds: predictions, an encoder."""
     best = best_run(config, workdir)
     if best != workdir:
         for split in splits:
             name = f"predictions_{split}.jsonl"
             write_whole(workdir / name, (best / name).read_bytes())
+        for file in sorted((best / ENCODER).rglob("*")):
+            if file.is_file():
+                write_whole(workdir / file.relative_to(best), file.read_bytes())
+
+
+def save_encoder(experiment: Experiment, params: Params, workdir: Path) -> None:
+    """Saves the encoder that a run has fine-tuned, if its system does that."""
+    if isinstance(experiment.system, FineTuning):
+        tuned = experiment.system.encoder_params(params)
+        experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a trained run left: all that prediction needs but the encoder, which it names."""
+    """What a trained run left: all that prediction needs."""
 
     system: System
     params: Params
-    encoder: Mapping[str, Any]  # name, sha256, width
+    encoder: SentenceEncoder
     selection: Mapping[str, Any]  # which checkpoint this is: epoch, step, score
 
 
-def load_run(workdir: Path) -> Run:
-    """The best checkpoint of a workdir and the system that it belongs to.
+def best_meta(workdir: Path) -> dict[str, Any]:
+    """What lies beside the weights of a workdir's best checkpoint; see ``train.Trainer.meta``.
 
     Raises:
       UserError: the folder is not a workdir, or nothing in it can be read.
     """
+    return Checkpointer(best_run(load_config(workdir), workdir)).best_meta()
+
+
+def load_run(workdir: Path, encoder: SentenceEncoder | None = None) -> Run:
+    """The best checkpoint of a workdir and the system that it belongs to.
+
+    Args:
+      workdir: of the run.
+      encoder: the run's, if it is loaded already.
+
+    Raises:
+      UserError: the folder is not a workdir, nothing in it can be read, or the encoder that it
+        names is not the one that it was trained with.
+    """
     config = load_config(workdir)
-    checkpoints = Checkpointer(best_run(config, workdir))
+    folder = best_run(config, workdir)
+    checkpoints = Checkpointer(folder)
     meta = checkpoints.best_meta()
-    system = make_system(config, labels_from_json(meta["labels"]))
-    blank = blank_batch(meta["encoder"]["width"])
+    if encoder is None and config.system == FINE_TUNING:
+        encoder = SentenceEncoder.from_pretrained(str(folder))
+    elif encoder is None:
+        named = meta["encoder"]
+        encoder = SentenceEncoder.from_pretrained(named["name"], sha256=named["sha256"])
+    system = make_system(config, labels_from_json(meta["labels"]), encoder)
+    blank = blank_batch(system, encoder)
     on_every_device = replicated(make_mesh())
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_every_device),
         jax.eval_shape(system.init, jax.random.key(0), blank),
     )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
-    return Run(system, restored["params"], meta["encoder"], meta["selection"])
+    return Run(system, restored["params"], encoder, meta["selection"])
 
 
 def labels_to_json(labels: LabelSpace) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.evaluate import Predictor, label_dialogues
-from erc_jax.experiment import load_run
+from erc_jax.experiment import load_run, to_arrays
 from erc_jax.progress import Counter
 from erc_jax.sharding import make_mesh
 from erc_jax.systems import Params, System
@@ -42,8 +41,7 @@ class Recognizer:
             the one that the model was trained with.
         """
         run = load_run(Path(workdir))
-        encoder = SentenceEncoder.from_pretrained(run.encoder["name"], sha256=run.encoder["sha256"])
-        return cls(run.system, run.params, encoder)
+        return cls(run.system, run.params, run.encoder)
 
     @overload
     def predict(self, dialogues: Dialogue | Mapping[str, Any]) -> dict[str, Any]: ...
@@ -74,7 +72,7 @@ class Recognizer:
         if not parsed:
             return []
         # Not through the feature cache: what people ask about is nobody else's business.
-        texts = [utterance.text for dialogue in parsed for utterance in dialogue.utterances]
-        features = self.encoder.encode(texts, progress=Counter("features"))
-        examples = make_examples(parsed, features, labels={})
+        examples = to_arrays(
+            parsed, self.encoder, self.system, {}, cached=False, progress=Counter("features")
+        )
         return label_dialogues(self.system, parsed, self._predictor(self._params, examples))

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
-from erc_jax.data.batching import Batch, make_batch, training_order
+from erc_jax.data.batching import Batch, training_order
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Confusions, Predictor, count, metrics_file, score_run, split_scores
 from erc_jax.experiment import (
@@ -27,6 +27,7 @@ from erc_jax.experiment import (
     prepare,
     publish_best,
     run_facts,
+    save_encoder,
     seed_folders,
 )
 from erc_jax.progress import RunLog, TrainingProgress, say
@@ -96,6 +97,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             say(f"\nSeed {seed}, {len(chosen) + 1} of {config.seeds}")
             save_config(config_of_seed(config, seed), folder)
         params, selection = trainer.fit(seed, folder)
+        save_encoder(experiment, params, folder)
         chosen.append({"seed": seed, **dataclasses.asdict(selection)})
         for split in SCORED_SPLITS:
             counts[split].append(score_run(trainer.predictor, params, experiment, split, folder))
@@ -117,7 +119,7 @@ class Trainer:
         self.experiment = experiment
         self.mesh = make_mesh()
         examples = experiment.examples["train"]
-        self.steps_per_epoch = -(-examples.n_dialogues // config.train.batch_size)
+        self.steps_per_epoch = -(-examples.n_items // config.train.batch_size)
         self.optimizer = make_optimizer(config, self.steps_per_epoch)
         self.train_step = make_train_step(experiment.system, self.optimizer)
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
@@ -170,8 +172,8 @@ class Trainer:
         while not self.is_over(selection):
             # 1. Steps. Losses stay on the device until a line of progress is due.
             order = training_order(examples, config.train.batch_size, seed, selection.epoch)
-            for dialogues in order:
-                batch = make_batch(examples, dialogues, self.mesh.size)
+            for items in order:
+                batch = examples.batch(items, self.mesh.size)
                 progress.saw(int(batch.real.sum()))
                 on_device = jax.device_put(batch, over_blocks(self.mesh))
                 state, losses = self.train_step(state, on_device, np.uint32(seed))
@@ -202,8 +204,8 @@ class Trainer:
         return state
 
     def fresh_params(self, seed: int) -> Params:
-        blank = blank_batch(self.experiment.encoder.width)
-        return jax.jit(self.experiment.system.init)(jax.random.key(seed), blank)
+        system = self.experiment.system
+        return system.init(jax.random.key(seed), blank_batch(system, self.experiment.encoder))
 
     def take_over(self, params: Params) -> Params:
         experiment, source = self.experiment, Path(self.config.init_from)
@@ -295,10 +297,11 @@ class Trainer:
 
 
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam, with warm-up, decay, weight decay and clipping as the config says."""
+    """Adam, with warm-up, decay, weight decay, clipping and accumulation as the config says."""
     train = config.train
     warmup = train.warmup_steps
-    decay_steps = max(train.epochs * steps_per_epoch - warmup, 1)
+    updates = train.epochs * steps_per_epoch // train.accumulate
+    decay_steps = max(updates - warmup, 1)
     after = {
         "none": lambda: optax.constant_schedule(train.learning_rate),
         "linear": lambda: optax.linear_schedule(train.learning_rate, 0.0, decay_steps),
@@ -308,10 +311,20 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     if warmup:
         up = optax.linear_schedule(0.0, train.learning_rate, warmup)
         schedule = optax.join_schedules([up, schedule], [warmup])
-    parts = [optax.adamw(schedule, weight_decay=train.weight_decay)]
+    parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=decayed)]
     if train.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
-    return optax.chain(*parts)
+    optimizer = optax.chain(*parts)
+    if train.accumulate > 1:
+        return optax.MultiSteps(optimizer, train.accumulate).gradient_transformation()
+    return optimizer
+
+
+def decayed(params: Params) -> Any:
+    """True for the parameters that weight decay shrinks: not for biases and scales of norms."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("bias", "scale"), params
+    )
 
 
 def make_train_step(

@@ -10,7 +10,7 @@ import jax
 
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
-from erc_jax.experiment import load_run
+from erc_jax.experiment import best_meta, load_run
 from erc_jax.progress import say
 from erc_jax.systems import HEAD, Params, Task
 
@@ -32,13 +32,14 @@ def take_over(
     Raises:
       UserError: the other run read features of another encoder.
     """
-    other = load_run(source)
-    name = other.encoder["name"]
-    if other.encoder["sha256"] != encoder.sha256:
+    named = best_meta(source)["encoder"]
+    name = named["name"]
+    if named["sha256"] != encoder.sha256:
         raise UserError(
             f"init_from: {source} was trained on features of {name}, this run reads "
             f"{encoder.name}; give --config.encoder={name}"
         )
+    other = load_run(source, encoder)
     classes = {task.name: task.classes for task in other.system.tasks}
     same_labels = {HEAD + task.name for task in tasks if classes.get(task.name) == task.classes}
     taken = {

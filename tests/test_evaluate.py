@@ -7,7 +7,7 @@ import pytest
 
 from erc_jax import evaluate
 from erc_jax.config import base_config, save_config
-from erc_jax.data.batching import make_batch, make_examples
+from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.errors import UserError
 from erc_jax.evaluate import (
@@ -67,7 +67,7 @@ def test_predictions_do_not_depend_on_the_batches(labels, random_dialogues):
     dialogues = random_dialogues([3, 6, 1, 8, 2])
     features = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
     examples = make_examples(dialogues, features, system.targets(dialogues))
-    params = jax.jit(system.init)(jax.random.key(0), make_batch(examples, np.arange(5)))
+    params = jax.jit(system.init)(jax.random.key(0), examples.batch(np.arange(5)))
     whole, parts = (
         Predictor(system, make_mesh(jax.devices()[:1]), size)(params, examples) for size in (5, 2)
     )
@@ -219,11 +219,12 @@ def test_a_corpus_of_other_labels_is_refused(tmp_path, monkeypatch):
 
     def part(*emotions):
         return SimpleNamespace(
-            system=SimpleNamespace(tasks=(Task("emotion", emotions),)), encoder={"sha256": "x"}
+            system=SimpleNamespace(tasks=(Task("emotion", emotions),)), encoder=None
         )
 
     save_config(base_config(), tmp_path)
-    monkeypatch.setattr(evaluate, "load_run", lambda folder: part("calm", "cross"))
+    monkeypatch.setattr(evaluate, "best_meta", lambda workdir: {"encoder": {"sha256": "x"}})
+    monkeypatch.setattr(evaluate, "load_run", lambda folder, encoder: part("calm", "cross"))
     monkeypatch.setattr(evaluate, "prepare", lambda *args, **kwargs: part("bored", "calm"))
     with pytest.raises(UserError, match=r"emotion bored, calm there, emotion calm, cross in the"):
         evaluate_split(tmp_path, "test", {})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from erc_jax.config import base_config
-from erc_jax.data.batching import make_batch, make_examples, training_order
+from erc_jax.data.batching import make_examples, training_order
 from erc_jax.sharding import DATA_AXIS, make_mesh, over_blocks, replicated
 from erc_jax.systems import make_system
 from erc_jax.train import TrainState, make_optimizer, make_train_step
@@ -42,7 +42,7 @@ def train(labels, random_dialogues):
     n = sum(len(dialogue.utterances) for dialogue in dialogues)
     features = np.random.default_rng(0).normal(size=(n, 16)).astype(np.float32)
     examples = make_examples(dialogues, features, system.targets(dialogues))
-    params = jax.jit(system.init)(jax.random.key(0), make_batch(examples, np.arange(8)))
+    params = jax.jit(system.init)(jax.random.key(0), examples.batch(np.arange(8)))
 
     @functools.cache
     def run(n_devices):
@@ -54,7 +54,7 @@ def train(labels, random_dialogues):
         state = jax.device_put(jax.tree.map(jnp.array, state), replicated(mesh))
         seed = jax.device_put(np.uint32(3), replicated(mesh))
         batches = [
-            jax.device_put(make_batch(examples, dialogues, n_devices), over_blocks(mesh))
+            jax.device_put(examples.batch(dialogues, n_devices), over_blocks(mesh))
             for epoch in range(EPOCHS)
             for dialogues in training_order(examples, BATCH_SIZE, seed=0, epoch=epoch)
         ]
@@ -115,7 +115,7 @@ def test_the_seed_and_the_step_decide_what_is_dropped(labels, random_dialogues):
     system = make_system(config, labels)
     dialogues = random_dialogues([4, 6])
     features = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
-    batch = make_batch(make_examples(dialogues, features, system.targets(dialogues)), np.arange(2))
+    batch = make_examples(dialogues, features, system.targets(dialogues)).batch(np.arange(2))
     optimizer = make_optimizer(config, steps_per_epoch=1)
     params = jax.jit(system.init)(jax.random.key(0), batch)
     step = make_train_step(system, optimizer)

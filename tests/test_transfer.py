@@ -23,7 +23,9 @@ def system_of(emotions=EMOTIONS, neutral=None, polarity=POLARITY):
 
 def filled(system, value):
     """Parameters of that system, all of one value; nothing is compiled for them."""
-    shapes = jax.eval_shape(system.init, jax.random.key(0), blank_batch(WIDTH))
+    shapes = jax.eval_shape(
+        system.init, jax.random.key(0), blank_batch(system, SimpleNamespace(width=WIDTH))
+    )
     return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), shapes)
 
 
@@ -33,9 +35,10 @@ def take_over(monkeypatch):
 
     def run(new, other, width=WIDTH):
         record = {"name": "enc", "sha256": "aa", "width": WIDTH}
-        trained = Run(other, filled(other, 1.0), record, {})
-        monkeypatch.setattr(transfer, "load_run", lambda source: trained)
         encoder = SimpleNamespace(name="enc", sha256="aa", width=width)
+        trained = Run(other, filled(other, 1.0), encoder, {})
+        monkeypatch.setattr(transfer, "best_meta", lambda source: {"encoder": record})
+        monkeypatch.setattr(transfer, "load_run", lambda source, encoder: trained)
         params = transfer.take_over(filled(new, 0.0), new.tasks, encoder, Path("runs/meld"))
         taken = {}
         for module, leaves in params.items():
@@ -84,8 +87,7 @@ def test_what_the_new_run_does_not_need_is_left(take_over):
 def test_another_encoder_is_refused(monkeypatch):
     system = system_of()
     record = {"name": "enc", "sha256": "aa", "width": WIDTH}
-    trained = Run(system, filled(system, 1.0), record, {})
-    monkeypatch.setattr(transfer, "load_run", lambda source: trained)
+    monkeypatch.setattr(transfer, "best_meta", lambda source: {"encoder": record})
     encoder = SimpleNamespace(name="other", sha256="bb", width=WIDTH)
     with pytest.raises(
         UserError, match=r"features of enc, this run reads other.*config\.encoder=enc"

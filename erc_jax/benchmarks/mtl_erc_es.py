@@ -17,7 +17,7 @@ import numpy as np
 
 from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.meld_dialogues import DIALOGUES
-from erc_jax.data.batching import Examples, balanced_batches, make_examples, utterance_rows
+from erc_jax.data.batching import Examples, make_examples
 from erc_jax.data.dialogue import Dialogue, Utterance
 
 DIALOGUES_PER_BATCH = 32
@@ -61,7 +61,7 @@ def sample(width: int, n_speakers: int | None = None) -> Examples:
 
 def batches(examples: Examples, count: int) -> list[np.ndarray]:
     """Dialogue numbers of the first batches, cut as in training."""
-    return balanced_batches(examples, DIALOGUES_PER_BATCH, np.random.default_rng(0))[:count]
+    return examples.batches(DIALOGUES_PER_BATCH, np.random.default_rng(0))[:count]
 
 
 def flops_per_utterance(model: str, width: int, training: bool) -> float:
@@ -117,7 +117,7 @@ def _against_torch(args: argparse.Namespace) -> dict[str, Any]:
         product = measure("product")
         times = {case: measure(case) for case in CASES}
     examples = sample(width=2)
-    counts = [len(utterance_rows(examples, b)) for b in batches(examples, args.batches)]
+    counts = [len(examples.rows(b)) for b in batches(examples, args.batches)]
     items = [counts[step % args.batches] for step in range(args.pairs)]
     work = {}
     for case in CASES:

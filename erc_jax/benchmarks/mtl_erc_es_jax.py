@@ -10,7 +10,6 @@ import optax
 from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.mtl_erc_es import CLASSES, batches, dropout_of, sample, tasks_of
 from erc_jax.config import base_config
-from erc_jax.data.batching import make_batch
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.layers.recurrent import PackedBiLSTM
 from erc_jax.systems.mtl_erc_es import MtlErcEs
@@ -30,7 +29,7 @@ def make_system(model: str) -> MtlErcEs:
 def cases(model: str, width: int, n_batches: int) -> harness.Cases:
     system = make_system(model)
     examples = sample(width)
-    arrays = [jax.device_put(make_batch(examples, b)) for b in batches(examples, n_batches)]
+    arrays = [jax.device_put(examples.batch(b)) for b in batches(examples, n_batches)]
     optimizer = optax.adam(1e-4)
     params = jax.jit(system.init)(jax.random.key(0), arrays[0])
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
@@ -63,7 +62,7 @@ def speaker_cases(width: int, n_batches: int) -> harness.Cases:
         examples = sample(width, n_speakers)
         arrays = [
             jax.device_put((batch.features[0], jax.tree.map(lambda a: a[0], batch.speaker)))
-            for batch in (make_batch(examples, b) for b in batches(examples, n_batches))
+            for batch in (examples.batch(b) for b in batches(examples, n_batches))
         ]
         params = {layer.name: layer.init(jax.random.key(0), *arrays[0]) for layer in layers}
         return lambda step: jax.block_until_ready(gradient(params, *arrays[step % n_batches]))

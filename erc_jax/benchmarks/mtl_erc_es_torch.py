@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.mtl_erc_es import CLASSES, batches, dropout_of, sample, tasks_of
-from erc_jax.data.batching import Examples, utterance_rows
+from erc_jax.data.batching import Examples
 
 LEVELS = ("global", "speaker")
 
@@ -63,7 +63,7 @@ class Batch:
 
 
 def arrange(examples: Examples, dialogues: np.ndarray) -> Batch:
-    rows = utterance_rows(examples, dialogues)
+    rows = examples.rows(dialogues)
     n = len(rows)
     dialogue = examples.dialogue_of[rows]
     speaker = examples.speaker_sequence[rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,6 +18,48 @@ from flax import struct
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.labels import UNLABELLED, previous_utterances
 from erc_jax.data.packing import Array, Layout, pack_sequences, round_up
+
+
+class Split(Protocol):
+    """A split as arrays, from which a system's batches are cut.
+
+    ``Examples`` is one of features, ``erc_jax.data.tokens.TokenExamples`` one of tokens.
+    """
+
+    @property
+    def labels(self) -> Mapping[str, np.ndarray]:
+        """Task to int32 [N]."""
+
+    @property
+    def n_items(self) -> int:
+        """What a batch size counts, such as dialogues."""
+
+    @property
+    def n_dialogues(self) -> int: ...
+
+    @property
+    def n_utterances(self) -> int: ...
+
+    @property
+    def dialogue_of(self) -> np.ndarray:
+        """int64 [N], the dialogue of each utterance."""
+
+    def batches(self, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Arrays of item numbers; every item is in one of them."""
+
+    def rows(self, items: np.ndarray) -> np.ndarray:
+        """Numbers of the utterances in some items; a batch's ``ids`` point into them."""
+
+    def batch(self, items: np.ndarray, n_blocks: int = 1) -> Any:
+        """A pytree of arrays with a leading axis of blocks, among them those of ``Packed``."""
+
+
+class Packed(Protocol):
+    """What loop and prediction read of every batch: G blocks with places for N utterances."""
+
+    real: Array  # bool [G, N], whether an utterance is there
+    ids: Array  # int32 [G, N], the utterance's place in the whole batch, whichever its block
+    labels: Mapping[str, Array]  # task to int32 [G, N], -1 where there is no label
 
 
 @struct.dataclass
@@ -69,6 +112,11 @@ class Examples:
         return len(self.starts) - 1
 
     @property
+    def n_items(self) -> int:
+        """What ``batches`` counts: dialogues."""
+        return self.n_dialogues
+
+    @property
     def n_utterances(self) -> int:
         return int(self.starts[-1])
 
@@ -76,6 +124,51 @@ class Examples:
     def dialogue_of(self) -> np.ndarray:
         """int64 [N], the dialogue of each utterance."""
         return np.repeat(np.arange(self.n_dialogues), np.diff(self.starts))
+
+    def batches(self, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Dialogue numbers of batches of about as many utterances; see ``balanced_batches``."""
+        return balanced_batches(np.diff(self.starts), batch_size, rng)
+
+    def rows(self, dialogues: np.ndarray) -> np.ndarray:
+        """Numbers of the utterances of some dialogues, in that order; int64 [n]."""
+        starts = self.starts
+        return np.concatenate(
+            [np.arange(0), *(np.arange(starts[d], starts[d + 1]) for d in dialogues)]
+        )
+
+    def batch(self, dialogues: np.ndarray, n_blocks: int = 1) -> Batch:
+        """Packs dialogues into a batch of numpy arrays.
+
+        Args:
+          dialogues: int [B], numbers of the dialogues.
+          n_blocks: blocks (G) to spread them over, balanced by their number of utterances.
+        """
+        lengths = np.diff(self.starts)[dialogues]
+        place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
+        blocks = spread(lengths, n_blocks)
+        n_padded = round_up(max(int(lengths[block].sum()) for block in blocks))
+
+        rows = [self.rows(dialogues[block]) for block in blocks]
+        ids = [
+            np.concatenate(
+                [np.arange(0), *(np.arange(place[d], place[d] + lengths[d]) for d in block)]
+            )
+            for block in blocks
+        ]
+        dialogue_of = [np.repeat(dialogues[block], lengths[block]) for block in blocks]
+        return Batch(
+            features=_stack([self.features[r] for r in rows], n_padded, 0.0),
+            real=_stack([np.ones(len(r), bool) for r in rows], n_padded, False),
+            ids=_stack(ids, n_padded, 0).astype(np.int32),
+            previous_global=_stack([_previous(self.back_global[r]) for r in rows], n_padded, -1),
+            previous_speaker=_stack([_previous(self.back_speaker[r]) for r in rows], n_padded, -1),
+            dialogue=_layouts(dialogue_of, n_padded),
+            speaker=_layouts([self.speaker_sequence[r] for r in rows], n_padded),
+            labels={
+                task: _stack([labels[r] for r in rows], n_padded, UNLABELLED)
+                for task, labels in self.labels.items()
+            },
+        )
 
 
 def make_examples(
@@ -115,26 +208,31 @@ def make_examples(
     )
 
 
-def training_order(examples: Examples, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def training_order(split: Split, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The epoch's batches, a function of (seed, epoch) alone; see ``balanced_batches``."""
-    return balanced_batches(examples, batch_size, np.random.default_rng((seed, epoch)))
+    return split.batches(batch_size, np.random.default_rng((seed, epoch)))
 
 
 def balanced_batches(
-    examples: Examples, batch_size: int, rng: np.random.Generator
+    lengths: np.ndarray, batch_size: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Cuts a split into batches that hold about the same number of utterances.
+    """Cuts items (dialogues, or token sequences) into batches of about the same total length.
 
-    A batch draws one dialogue from each class of similar length. So few shapes are met, each of
-    which costs a compilation, and little is padded. There are as few batches as ``batch_size``
-    dialogues in each allow, of equal size.
+    A batch draws one item from each class of similar length. So few shapes are met, each of which
+    costs a compilation, and little is padded. There are as few batches as ``batch_size`` items in
+    each allow, of equal size.
+
+    Args:
+      lengths: int [n], of each item.
+      batch_size: the most items in a batch.
+      rng: draws the batches.
 
     Returns:
-      Arrays of dialogue numbers; every dialogue is in one of them.
+      Arrays of item numbers; every item is in one of them.
     """
-    n_batches = -(-examples.n_dialogues // batch_size)
-    shuffled = rng.permutation(examples.n_dialogues)
-    by_length = shuffled[np.argsort(-np.diff(examples.starts)[shuffled], kind="stable")]
+    n_batches = -(-len(lengths) // batch_size)
+    shuffled = rng.permutation(len(lengths))
+    by_length = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     classes = [
         rng.permutation(by_length[i : i + n_batches]) for i in range(0, len(by_length), n_batches)
     ]
@@ -142,55 +240,15 @@ def balanced_batches(
     return [np.array([c[i] for c in classes if i < len(c)]) for i in range(n_batches)]
 
 
-def utterance_rows(examples: Examples, dialogues: np.ndarray) -> np.ndarray:
-    """Rows in ``examples`` of the utterances of some dialogues, in that order; int64 [n]."""
-    starts = examples.starts
-    return np.concatenate([np.arange(0), *(np.arange(starts[d], starts[d + 1]) for d in dialogues)])
-
-
-def make_batch(examples: Examples, dialogues: np.ndarray, n_blocks: int = 1) -> Batch:
-    """Packs dialogues into a batch of numpy arrays.
-
-    Args:
-      examples: the split.
-      dialogues: int [B], numbers of the dialogues.
-      n_blocks: blocks (G) to spread them over, balanced by their number of utterances.
-    """
-    lengths = np.diff(examples.starts)[dialogues]
-    place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
-    blocks = _spread(lengths, n_blocks)
-    n_padded = round_up(max(int(lengths[block].sum()) for block in blocks))
-
-    rows = [utterance_rows(examples, dialogues[block]) for block in blocks]
-    ids = [
-        np.concatenate([np.arange(0), *(np.arange(place[d], place[d] + lengths[d]) for d in block)])
-        for block in blocks
-    ]
-    dialogue_of = [np.repeat(dialogues[block], lengths[block]) for block in blocks]
-    return Batch(
-        features=_stack([examples.features[r] for r in rows], n_padded, 0.0),
-        real=_stack([np.ones(len(r), bool) for r in rows], n_padded, False),
-        ids=_stack(ids, n_padded, 0).astype(np.int32),
-        previous_global=_stack([_previous(examples.back_global[r]) for r in rows], n_padded, -1),
-        previous_speaker=_stack([_previous(examples.back_speaker[r]) for r in rows], n_padded, -1),
-        dialogue=_layouts(dialogue_of, n_padded),
-        speaker=_layouts([examples.speaker_sequence[r] for r in rows], n_padded),
-        labels={
-            task: _stack([labels[r] for r in rows], n_padded, UNLABELLED)
-            for task, labels in examples.labels.items()
-        },
-    )
-
-
-def _spread(lengths: np.ndarray, n_blocks: int) -> list[np.ndarray]:
-    """Longest dialogue first, each to the block with the fewest utterances; order kept inside."""
+def spread(lengths: np.ndarray, n_blocks: int) -> list[np.ndarray]:
+    """Places of items, by block: the longest first, each to the emptiest; order kept inside."""
     if n_blocks == 1:
         return [np.arange(len(lengths))]
     block_of = np.zeros(len(lengths), int)
     load = np.zeros(n_blocks, int)
-    for dialogue in np.argsort(-lengths, kind="stable"):
-        block_of[dialogue] = load.argmin()
-        load[block_of[dialogue]] += lengths[dialogue]
+    for item in np.argsort(-lengths, kind="stable"):
+        block_of[item] = load.argmin()
+        load[block_of[item]] += lengths[item]
     return [np.flatnonzero(block_of == block) for block in range(n_blocks)]
 
 

@@ -17,7 +17,7 @@ from erc_jax.data.dialogue import Dialogue, write_whole
 from erc_jax.errors import UserError
 
 # Raise it when a change of the encoding code changes the numbers; old cache files are then unused.
-ENCODING_VERSION = 1
+ENCODING_VERSION = 2
 
 
 class Encoder(Protocol):
@@ -26,8 +26,8 @@ class Encoder(Protocol):
     fingerprint: str  # two encoders with the same one give the same vectors
     width: int
 
-    def encode(
-        self, sentences: Sequence[str], *, progress: Callable[[int, int], None] | None = None
+    def encode_dialogues(
+        self, dialogues: Sequence[Dialogue], *, progress: Callable[[int, int], None] | None = None
     ) -> np.ndarray: ...
 
 
@@ -38,13 +38,13 @@ def utterance_features(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Encodes every utterance's text, or takes the vectors from the cache.
+    """Encodes every utterance, or takes the vectors from the cache.
 
     Args:
       dialogues: conversations with N utterances in all.
-      encoder: what makes vectors of texts; a text that comes twice is encoded once.
+      encoder: what makes vectors of utterances.
       cache: folder of cached files; by default ``$ERC_JAX_CACHE``.
-      progress: called with (done, total) texts while the encoder works.
+      progress: called with (done, total) while the encoder works.
 
     Returns:
       float32 [N, D], in the order of the dialogues and their utterances.
@@ -52,14 +52,11 @@ def utterance_features(
     Raises:
       UserError: the encoder gave NaN or infinity; the message names dialogue and utterance.
     """
-    texts = [utterance.text for dialogue in dialogues for utterance in dialogue.utterances]
-    key = _key(texts, encoder.fingerprint)
+    key = _key(dialogues, encoder.fingerprint)
     file = (cache or cache_dir()) / "features" / key / "features.safetensors"
-    features = _read(file, (len(texts), encoder.width))
+    features = _read(file, (sum(len(d.utterances) for d in dialogues), encoder.width))
     if features is None:
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        vectors = encoder.encode(list(row_of), progress=progress)
-        features = vectors[[row_of[text] for text in texts]]
+        features = encoder.encode_dialogues(dialogues, progress=progress)
         _require_finite(features, dialogues)
         try:
             write_whole(file, save({"features": features}, {"sha256": _sha256(features)}))
@@ -68,12 +65,15 @@ def utterance_features(
     return features
 
 
-def _key(texts: Sequence[str], fingerprint: str) -> str:
-    digest = hashlib.sha256(f"{ENCODING_VERSION} {fingerprint} {len(texts)}\n".encode())
-    for text in texts:
-        # Lengths keep ["ab", "c"] and ["a", "bc"] apart. JSON can hold half a surrogate pair.
-        raw = text.encode("utf-8", "surrogatepass")
-        digest.update(len(raw).to_bytes(8, "big") + raw)
+def _key(dialogues: Sequence[Dialogue], fingerprint: str) -> str:
+    digest = hashlib.sha256(f"{ENCODING_VERSION} {fingerprint} {len(dialogues)}\n".encode())
+    for dialogue in dialogues:
+        digest.update(len(dialogue.utterances).to_bytes(8, "big"))
+        for utterance in dialogue.utterances:
+            for text in (utterance.speaker, utterance.text):
+                # Lengths keep "ab", "c" and "a", "bc" apart. JSON can hold half a surrogate pair.
+                raw = text.encode("utf-8", "surrogatepass")
+                digest.update(len(raw).to_bytes(8, "big") + raw)
     return digest.hexdigest()
 
 

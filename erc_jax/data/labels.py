@@ -6,8 +6,9 @@ Labels are names outside and integers inside; UNLABELLED marks an utterance that
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,11 +30,13 @@ class LabelSpace:
       emotions: names; a class' number is its place here.
       neutral: the emotion that the ``..._no_neutral`` metrics leave out, if the corpus has one.
       polarity: emotion to sentiment name; None leaves sentiment and shift out.
+      counts: utterances of each emotion in the training split, where it is known.
     """
 
     emotions: tuple[str, ...]
     neutral: str | None = None
     polarity: Mapping[str, str] | None = None
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if self.neutral is not None and self.neutral not in self.emotions:
@@ -55,6 +58,25 @@ class LabelSpace:
     def emotion_ids(self, dialogue: Dialogue) -> np.ndarray:
         """Emotion classes int32 [T], UNLABELLED where there is no label."""
         return class_ids([u.emotion for u in dialogue.utterances], self.emotions, dialogue.id)
+
+    def counted(self, dialogues: Sequence[Dialogue]) -> LabelSpace:
+        """The same labels with their ``counts`` in these dialogues."""
+        found = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances)
+        return dataclasses.replace(self, counts=tuple(found[emotion] for emotion in self.emotions))
+
+    def describe(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
+        """Per utterance its ``emotion`` and ``probabilities``, by name.
+
+        Args:
+          probabilities: float [T, C].
+        """
+        return [
+            {
+                "emotion": self.emotions[int(np.argmax(of_utterance))],
+                "probabilities": dict(zip(self.emotions, of_utterance.tolist(), strict=True)),
+            }
+            for of_utterance in probabilities
+        ]
 
     def polarity_ids(self, dialogue: Dialogue) -> np.ndarray:
         """Polarity int32 [T] of each emotion (0 negative, 1 neutral, 2 positive), or UNLABELLED."""

@@ -6,89 +6,124 @@ sentence_bert_config.json), as it does in sentence-transformers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from erc_jax.data.dialogue import decode, read_bytes
+from erc_jax.data.dialogue import Dialogue, decode, read_bytes, write_whole
 from erc_jax.encoders import hub
 from erc_jax.encoders.bert import Bert
-from erc_jax.encoders.packing import SHORTEST, Block, make_blocks, pack_rows
+from erc_jax.encoders.mpnet import MPNet
+from erc_jax.encoders.packing import SHORTEST, Block, TokenSequence, make_blocks, pack_rows
+from erc_jax.encoders.reading import Reader
+from erc_jax.encoders.roberta import Roberta
+from erc_jax.encoders.transformer import Encoder
 from erc_jax.errors import UserError
 
-ARCHITECTURES = {"bert": Bert}  # by config.json's model_type
+# By config.json's model_type. (DistilRoBERTa calls itself a roberta.)
+ARCHITECTURES: Mapping[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "mpnet": MPNet}
+POOLINGS = ("mean", "cls", "max")
+CONTEXTS = ("none", "dialogue")
 
 # Block shapes, [rows, tokens]. 768 tokens keep two cores busy and still fit a CPU's caches; rows
 # of 48 tokens hold nearly every utterance, and attention's cost grows with the row. A request that
-# does not fill 16 rows, a conversation say, goes in blocks of 4. Sentences that are longer than
+# does not fill 16 rows, a conversation say, goes in blocks of 4. Sequences that are longer than
 # a row share rows of the longest length that the model takes, one row a block.
 FULL = (16, 48)
 SMALL = (4, 48)
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
+# Beside the published files: what only this library knows of an encoder.
+OWN_FILE = "erc_jax.json"
+# Published files that say nothing to us, but without which other libraries do not load a folder.
+CARRIED_ALONG = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
     """How hidden states become one vector."""
 
-    mode: str  # "mean" or "cls"
+    mode: str  # one of POOLINGS
     normalize: bool  # to Euclidean length 1
 
 
 class SentenceEncoder:
-    """Turns sentences into vectors with a frozen published model.
+    """Turns sentences, or the utterances of dialogues, into vectors.
 
     Attributes:
       name: what the user asked for, for example "all-MiniLM-L6-v2".
-      sha256: SHA-256 of the weights file.
+      sha256: SHA-256 of the weights.
       fingerprint: SHA-256 over everything that decides an embedding: weights, config, tokenizer,
-        pooling and maximum length. Caches are keyed by it.
+        pooling, context and maximum length. Caches are keyed by it.
+      module: the Flax module of the hidden states.
+      params: its parameters.
+      pooling: how hidden states become a vector.
+      context: "none": an utterance is read alone; "dialogue": together with the utterances before
+        and after it, and with the speakers' names.
       width: D, the size of a vector.
-      max_length: tokens, [CLS] and [SEP] included, after which a sentence is cut off.
+      max_length: tokens, special ones included, after which a sentence is cut off.
+      reader: makes token sequences of texts.
     """
 
     def __init__(
         self,
+        *,
         name: str,
-        sha256: str,
-        fingerprint: str,
-        module: Bert,
+        module: Encoder,
         params: dict[str, Any],
-        tokenizer: Tokenizer,
         pooling: Pooling,
+        context: str,
+        tokenizer: Tokenizer,
         max_length: int,
         lower_case: bool,
+        sha256: str,
+        fingerprint: str,
+        files: Mapping[str, bytes],
     ):
+        """Made by ``from_pretrained``.
+
+        Args:
+          files: the published files that ``save_pretrained`` writes again, by name.
+        """
         self.name = name
         self.sha256 = sha256
         self.fingerprint = fingerprint
+        self.module = module
+        self.params = jax.device_put(params)
+        self.pooling = pooling
+        self.context = context
         self.width = module.config.hidden_size
         self.max_length = max_length
-        self._params = jax.device_put(params)
+        self.reader = Reader(tokenizer, max_length, lower_case)
         self._tokenizer = tokenizer
         self._lower_case = lower_case
-        self._embed = jax.jit(functools.partial(_embed, module, pooling))
+        self._files = files
+        self._embed = jax.jit(functools.partial(_embed, module, pooling.mode))
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, *, sha256: str | None = None) -> SentenceEncoder:
+    def from_pretrained(
+        cls, name_or_path: str, *, sha256: str | None = None, dtype: str = "float32"
+    ) -> SentenceEncoder:
         """Loads a model: from a local folder, an installed weight package, or the hub.
 
         Args:
-          name_or_path: a folder with config.json, tokenizer.json and model.safetensors, or a
-            model's name, such as "all-MiniLM-L6-v2".
+          name_or_path: a folder with config.json, tokenizer.json and model.safetensors; the workdir
+            of a run that fine-tuned an encoder; or a model's name, such as "all-MiniLM-L6-v2".
           sha256: the weights' SHA-256 that a trained model expects.
+          dtype: "float32", or "bfloat16" for parameters and computation of half the size.
 
         Raises:
           UserError: there is no such model here and the hub cannot be reached; a file is missing,
@@ -99,14 +134,16 @@ class SentenceEncoder:
         found = hub.sha256_of(weights)
         if published not in (None, found):
             raise UserError(
-                f"{folder}: SHA-256 is {found}, but the published weights of {name_or_path} have "
-                f"{published}; the file is damaged or was changed: fetch it again"
+                f"{weights[0]}: SHA-256 is {found}, but the published weights of {name_or_path} "
+                f"have {published}; the file is damaged or was changed: fetch it again"
             )
         if sha256 not in (None, found):
             raise UserError(
-                f"{folder}: this is not the encoder that the model was trained with: its SHA-256 "
-                f"is {found}, expected {sha256}; name the encoder that it was trained with"
+                f"{weights[0]}: this is not the encoder that the model was trained with: its "
+                f"SHA-256 is {found}, expected {sha256}; name the encoder that it was trained with"
             )
+        if dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         config = hub.read_json(folder / "config.json")
         architecture = ARCHITECTURES.get(str(config.get("model_type")))
         if architecture is None:
@@ -114,49 +151,137 @@ class SentenceEncoder:
                 f"{folder / 'config.json'}: unknown architecture, model_type is "
                 f"{config.get('model_type')!r}; expected one of {', '.join(ARCHITECTURES)}"
             )
-        module = architecture.from_folder(folder, config)
-        params = hub.load_params(weights, module)
+        kind = jnp.dtype(dtype)
+        module = architecture.from_folder(folder, config, dtype=kind, param_dtype=kind)
+        params = hub.load_params(weights, module, kind)
         pooling = _read_pooling(folder, module.config.hidden_size)
-        max_length, lower_case = _read_limits(folder, module.config.max_position_embeddings)
-        tokenizer = _read_tokenizer(folder / "tokenizer.json", module.config.vocab_size, max_length)
+        max_length, lower_case = _read_limits(folder, module.config.longest)
+        context = _read_context(folder)
+        tokenizer = _read_tokenizer(folder / "tokenizer.json", module.config.vocab_size)
         decisive = [
             found,
             hub.sha256_of([folder / "config.json"]),
             hub.sha256_of([folder / "tokenizer.json"]),
             dataclasses.asdict(pooling),
+            context,
             max_length,
             lower_case,
+            dtype,
         ]
+        carried = ("config.json", "tokenizer.json", *CARRIED_ALONG)
         return cls(
             name=name_or_path,
-            sha256=found,
-            fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
             module=module,
             params=params,
-            tokenizer=tokenizer,
             pooling=pooling,
+            context=context,
+            tokenizer=tokenizer,
             max_length=max_length,
             lower_case=lower_case,
+            sha256=found,
+            fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
+            files={f: (folder / f).read_bytes() for f in carried if (folder / f).is_file()},
         )
 
-    def encode(self, sentences: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
-        """Embeds sentences.
+    def adapted(
+        self,
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        context: str | None = None,
+        max_length: int | None = None,
+    ) -> Self:
+        """A copy that reads or pools in another way, to be fine-tuned; None leaves a part as it is.
+
+        Raises:
+          UserError: the model cannot do that.
+        """
+        other = copy.copy(self)
+        other.pooling = Pooling(
+            self.pooling.mode if pooling is None else pooling,
+            self.pooling.normalize if normalize is None else normalize,
+        )
+        if other.pooling.mode not in POOLINGS:
+            raise UserError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+        other.context = self.context if context is None else context
+        if other.context not in CONTEXTS:
+            raise UserError(f"context is {context!r}; expected one of {', '.join(CONTEXTS)}")
+        longest = self.module.config.longest
+        other.max_length = self.max_length if max_length is None else max_length
+        if not SHORTEST < other.max_length <= longest:
+            raise UserError(
+                f"{self.name}: sequences of {max_length} tokens; expected more than {SHORTEST} and "
+                f"at most {longest}, which is how many positions the model has"
+            )
+        other.reader = Reader(self._tokenizer, other.max_length, self._lower_case)
+        other._embed = jax.jit(functools.partial(_embed, self.module, other.pooling.mode))
+        decisive = [self.fingerprint, repr(other.pooling), other.context, other.max_length]
+        other.fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+        return other
+
+    def encode(
+        self,
+        sentences: Sequence[str],
+        *,
+        normalize: bool | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Embeds sentences, each by itself.
 
         The empty sentence has a vector too; a sentence above ``max_length`` tokens is cut off.
 
         Args:
           sentences: texts, [N].
+          normalize: bring vectors to Euclidean length 1; None does what the model's files say.
           progress: called with (done, total) sentences now and then, and at the end.
 
         Returns:
-          float32 [N, D], in the order of the sentences; of length 1 if the model normalises.
+          float32 [N, D], in the order of the sentences.
         """
         if isinstance(sentences, str):
             raise UserError(
                 f"encode expects a list of sentences, found one text: {sentences[:40]!r}; "
                 "write encode([text])"
             )
-        vectors = np.zeros((len(sentences), self.width), np.float32)
+        sequences = self.reader.alone(sentences)
+        return self._vectors(sequences, len(sentences), normalize, progress)
+
+    def encode_dialogues(
+        self, dialogues: Sequence[Dialogue], *, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Embeds all utterances of dialogues, in their context if the encoder was trained so.
+
+        Args:
+          dialogues: with N utterances in all.
+          progress: called with (done, total) utterances now and then, and at the end.
+
+        Returns:
+          float32 [N, D], in the order of the dialogues and their utterances.
+        """
+        texts = [utterance.text for dialogue in dialogues for utterance in dialogue.utterances]
+        if self.context == "dialogue":
+            sequences = self.reader.in_context(dialogues)
+            return self._vectors(sequences, len(texts), None, progress)
+        # A text that comes twice is encoded once.
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        vectors = self.encode(list(row_of), progress=progress)
+        return vectors[[row_of[text] for text in texts]]
+
+    def sequences(self, dialogues: Sequence[Dialogue]) -> list[TokenSequence]:
+        """What the encoder reads of dialogues; the owners are all their utterances, numbered."""
+        if self.context == "dialogue":
+            return self.reader.in_context(dialogues)
+        return self.reader.alone([u.text for d in dialogues for u in d.utterances])
+
+    def _vectors(
+        self,
+        sequences: Sequence[TokenSequence],
+        count: int,
+        normalize: bool | None,
+        progress: Progress | None,
+    ) -> np.ndarray:
+        """Vectors float32 [count, D] of the utterances that own tokens."""
+        vectors = np.zeros((count, self.width), np.float32)
         running: deque[tuple[Block, jax.Array]] = deque()
         done = 0
 
@@ -164,63 +289,135 @@ class SentenceEncoder:
             nonlocal done
             block, embedded = running.popleft()
             pooled = np.asarray(embedded)
-            for row, members in enumerate(block.rows):
+            for row, members in enumerate(block.utterances):
                 vectors[members] = pooled[row, : len(members)]
                 done += len(members)
             if progress is not None:
-                progress(done, len(sentences))
+                progress(done, count)
 
-        for block in self._blocks(self._tokenize(sentences)):
-            embedded = self._embed(self._params, block.ids, block.segments, block.positions)
-            running.append((block, embedded))
+        for block in self._blocks(sequences):
+            arrays = (block.ids, block.segments, block.positions, block.slots)
+            running.append((block, self._embed(self.params, *arrays)))
             # One block is computed while the next one is filled.
             if len(running) > 1:
                 collect()
         while running:
             collect()
+        if self.pooling.normalize if normalize is None else normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
         return vectors
 
-    def _tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
-        # JSON can hold half of a surrogate pair, which no tokenizer takes.
-        texts = [sentence.encode("utf-8", "replace").decode() for sentence in sentences]
-        if self._lower_case:
-            texts = [text.lower() for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
-
-    def _blocks(self, tokens: Sequence[Sequence[int]]) -> Iterator[Block]:
+    def _blocks(self, sequences: Sequence[TokenSequence]) -> Iterator[Block]:
         width = min(FULL[1], self.max_length)
         short: dict[int, int] = {}
         long: dict[int, int] = {}
-        for sentence, ids in enumerate(tokens):
-            (short if len(ids) <= width else long)[sentence] = len(ids)
+        for number, sequence in enumerate(sequences):
+            length = len(sequence.ids)
+            (short if length <= width else long)[number] = length
         rows = pack_rows(short, width)
         height = FULL[0] if len(rows) >= FULL[0] else SMALL[0]
-        yield from make_blocks(tokens, rows, height, width)
-        yield from make_blocks(tokens, pack_rows(long, self.max_length), 1, self.max_length)
+        yield from make_blocks(sequences, rows, height, width)
+        yield from make_blocks(sequences, pack_rows(long, self.max_length), 1, self.max_length)
+
+    def save_pretrained(self, folder: str | Path, params: dict[str, Any] | None = None) -> None:
+        """Writes a folder in the published layout.
+
+        transformers and sentence-transformers load it too; that an encoder reads utterances in
+        their dialogue is known to erc_jax alone.
+
+        Args:
+          folder: made if it is not there.
+          params: parameters to be written instead of the encoder's own.
+
+        Raises:
+          UserError: nothing can be written there.
+        """
+        folder = Path(folder)
+        modules = ["Transformer", "Pooling"] + ["Normalize"] * self.pooling.normalize
+        records: dict[str, Any] = {
+            "modules.json": [
+                {
+                    "idx": i,
+                    "name": str(i),
+                    "path": f"{i}_{kind}" if i else "",
+                    "type": f"sentence_transformers.models.{kind}",
+                }
+                for i, kind in enumerate(modules)
+            ],
+            "1_Pooling/config.json": {
+                "word_embedding_dimension": self.width,
+                "pooling_mode_cls_token": self.pooling.mode == "cls",
+                "pooling_mode_mean_tokens": self.pooling.mode == "mean",
+                "pooling_mode_max_tokens": self.pooling.mode == "max",
+            },
+            "sentence_bert_config.json": {
+                "max_seq_length": self.max_length,
+                "do_lower_case": self._lower_case,
+            },
+            OWN_FILE: {"context": self.context},
+        }
+        hub.save_params(folder / hub.WEIGHTS, self.params if params is None else params)
+        for name, record in records.items():
+            write_whole(folder / name, json.dumps(record, indent=2) + "\n")
+        # config.json comes last: a folder without it, whose saving was broken off, is no model.
+        for name in sorted(self._files, key=lambda name: name == "config.json"):
+            write_whole(folder / name, self._files[name])
+
+
+def pool(hidden: jax.Array, slots: jax.Array, mode: str) -> jax.Array:
+    """Vectors of the utterances in rows of tokens.
+
+    Args:
+      hidden: float [R, W, D].
+      slots: int [R, W], which utterance of the row a token is part of, from 1; 0 is none.
+      mode: "mean" or "max" over an utterance's tokens, or "cls", its first token.
+
+    Returns:
+      float32 [R, W // 2, D]; zeros where a row has fewer utterances.
+    """
+    hidden = hidden.astype(jnp.float32)
+    rows, width, size = hidden.shape
+    count = width // SHORTEST
+    numbers = jnp.arange(1, count + 1)
+    member = slots[:, None, :] == numbers[:, None]  # [R, S, W]
+    if mode == "max":
+        of_row = (count + 1) * jnp.arange(rows)[:, None]
+        largest = jax.ops.segment_max(
+            hidden.reshape(-1, size), (slots + of_row).reshape(-1), rows * (count + 1)
+        ).reshape(rows, count + 1, size)[:, 1:]
+        return jnp.where(member.any(-1, keepdims=True), largest, 0.0)
+    if mode == "cls":
+        before = jnp.pad(slots[:, :-1], ((0, 0), (1, 0)))
+        member &= (slots != before)[:, None, :]
+    weights = member / jnp.maximum(member.sum(-1, keepdims=True), 1)
+    return weights @ hidden
 
 
 def _embed(
-    module: Bert,
-    pooling: Pooling,
+    module: Encoder,
+    mode: str,
     params: dict[str, Any],
     ids: jax.Array,
     segments: jax.Array,
     positions: jax.Array,
+    slots: jax.Array,
 ) -> jax.Array:
-    """Vectors float32 [R, S, D] of the S sentences that a row of W tokens can hold."""
+    """Vectors float32 [R, S, D] of the S utterances that a row of W tokens can hold."""
     # Accelerators multiply float32 with fewer bits unless they are told not to.
     with jax.default_matmul_precision("float32"):
         hidden: Any = module.apply({"params": params}, ids, segments, positions)
-        numbers = jnp.arange(1, ids.shape[1] // SHORTEST + 1)
-        pooled = segments[:, None, :] == numbers[:, None]  # [R, S, W]
-        if pooling.mode == "cls":
-            pooled &= positions[:, None, :] == 0
-        weights = pooled / jnp.maximum(pooled.sum(-1, keepdims=True), 1)
-        vectors = weights @ hidden
-    if pooling.normalize:
-        length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-        vectors = vectors / jnp.maximum(length, 1e-12)
-    return vectors
+        return pool(hidden, slots, mode)
+
+
+def _read_context(folder: Path) -> str:
+    """How a fine-tuned encoder reads; published ones read sentences alone."""
+    file = folder / OWN_FILE
+    if not file.exists():
+        return "none"
+    context = hub.read_json(file).get("context")
+    if context not in CONTEXTS:
+        raise UserError(f"{file}: context is {context!r}; expected one of {', '.join(CONTEXTS)}")
+    return context
 
 
 def _read_pooling(folder: Path, width: int) -> Pooling:
@@ -251,9 +448,9 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
         for key, value in config.items()
         if key.startswith("pooling_mode_") and value is True
     ]
-    if modes not in (["mean"], ["cls"]):
+    if len(modes) != 1 or modes[0] not in POOLINGS:
         found = ", ".join(modes) or "not named"
-        raise UserError(f"{file}: pooling is {found}; expected mean or cls alone")
+        raise UserError(f"{file}: pooling is {found}; expected one of {', '.join(POOLINGS)}")
     if config.get("word_embedding_dimension", width) != width:
         raise UserError(
             f"{file}: word_embedding_dimension is {config['word_embedding_dimension']}, but the "
@@ -274,8 +471,8 @@ def _read_limits(folder: Path, longest: int) -> tuple[int, bool]:
     return min(max_length, longest), bool(limits.get("do_lower_case", False))
 
 
-def _read_tokenizer(file: Path, vocab_size: int, max_length: int) -> Tokenizer:
-    """The published tokenizer with our truncation and no padding.
+def _read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
+    """The published tokenizer without its truncation and padding.
 
     Raises:
       UserError: the file is missing or damaged, or its vocabulary is not the weights'.
@@ -294,5 +491,5 @@ def _read_tokenizer(file: Path, vocab_size: int, max_length: int) -> Tokenizer:
         )
     # Some published files pad everything to 128 tokens.
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer.no_truncation()
     return tokenizer

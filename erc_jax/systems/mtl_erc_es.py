@@ -112,7 +112,9 @@ class Model(nn.Module):
 class MtlErcEs:
     """The system: labels, loss and predictions around the network."""
 
-    def __init__(self, config: ConfigDict, labels: LabelSpace):
+    inputs = "features"
+
+    def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
         if config.data.sentiment not in ("polarity", "column"):
             raise UserError(
                 f"data.sentiment is {config.data.sentiment!r}; expected 'polarity' or 'column'"
@@ -179,7 +181,7 @@ class MtlErcEs:
         if width % 2:
             raise UserError(f"the encoder's features are {width} wide; Mtl-ERC-ES needs an even d")
         block = jax.tree.map(lambda x: x[0], batch)
-        return self._model.init(key, block)["params"]
+        return jax.jit(self._model.init)(key, block)["params"]
 
     def _logits(self, params: Params, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         def of_block(block: Batch) -> Any:
@@ -208,13 +210,8 @@ class MtlErcEs:
         speakers = [utterance.speaker for utterance in dialogue.utterances]
         previous = dict(zip(LEVELS, previous_utterances(speakers), strict=True))
         best = {task: np.argmax(p, axis=-1) for task, p in probabilities.items()}
-        described = []
-        for i in range(len(dialogue.utterances)):
-            emotions = probabilities["emotion"][i].tolist()
-            record: dict[str, Any] = {
-                "emotion": self._labels.emotions[best["emotion"][i]],
-                "probabilities": dict(zip(self._labels.emotions, emotions, strict=True)),
-            }
+        described = self._labels.describe(probabilities["emotion"])
+        for i, record in enumerate(described):
             if "sentiment" in best:
                 record["sentiment"] = SENTIMENTS[best["sentiment"][i]]
             if "shift_global" in best:
@@ -222,5 +219,4 @@ class MtlErcEs:
                     level: SHIFTS[best[f"shift_{level}"][i]] if previous[level][i] >= 0 else None
                     for level in LEVELS
                 }
-            described.append(record)
         return described

@@ -4,7 +4,6 @@ import pytest
 
 from erc_jax.benchmarks.__main__ import main
 from erc_jax.benchmarks.mtl_erc_es import batches, flops_per_utterance, sample
-from erc_jax.data.batching import make_batch, utterance_rows
 
 WIDTH = 8
 
@@ -32,9 +31,9 @@ def our_model(model):
     system = make_system(model)
     examples = sample(WIDTH)
     dialogues = batches(examples, 1)[0]
-    batch = make_batch(examples, dialogues)
+    batch = examples.batch(dialogues)
     params = system.init(jax.random.key(0), batch)
-    n = len(utterance_rows(examples, dialogues))
+    n = len(examples.rows(dialogues))
     probabilities = jax.jit(system.predict)(params, batch)
     return params, {task: np.asarray(p[0, :n]) for task, p in probabilities.items()}
 

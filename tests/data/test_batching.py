@@ -3,11 +3,8 @@ import numpy as np
 import pytest
 
 from erc_jax.data.batching import (
-    balanced_batches,
-    make_batch,
     make_examples,
     training_order,
-    utterance_rows,
 )
 from erc_jax.data.labels import UNLABELLED
 
@@ -66,8 +63,8 @@ def test_everything_lands_on_its_row(examples_of, lengths, n_blocks):
     examples, dialogues = examples_of(lengths)
     expected = expected_rows(dialogues)
     chosen = np.random.default_rng(1).permutation(len(lengths))[: max(1, len(lengths) - 2)]
-    batch = make_batch(examples, chosen, n_blocks)
-    rows = utterance_rows(examples, chosen)
+    batch = examples.batch(chosen, n_blocks)
+    rows = examples.rows(chosen)
     assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {n_blocks}
     assert batch.features.dtype == np.float32
     assert sorted(batch.ids[batch.real]) == list(range(len(rows)))
@@ -105,20 +102,20 @@ def test_everything_lands_on_its_row(examples_of, lengths, n_blocks):
 def test_blocks_hold_about_as_many_utterances(examples_of):
     lengths = np.random.default_rng(0).integers(1, 25, 40)
     examples, _ = examples_of(list(lengths))
-    loads = make_batch(examples, np.arange(40), 4).real.sum(axis=1)
+    loads = examples.batch(np.arange(40), 4).real.sum(axis=1)
     assert loads.max() - loads.min() <= 3
 
 
 def test_more_blocks_than_dialogues(examples_of):
     examples, _ = examples_of([4, 6])
-    batch = make_batch(examples, np.array([0, 1]), 8)
+    batch = examples.batch(np.array([0, 1]), 8)
     assert sorted(batch.real.sum(axis=1)) == [0] * 6 + [4, 6]
     assert (batch.dialogue.segment[batch.real.sum(axis=1) == 0] == -1).all()
 
 
 def test_a_dialogue_of_5000_utterances(examples_of):
     examples, _ = examples_of([5000, 3, 4], n_speakers=5)
-    batch = make_batch(examples, np.arange(3), 2)
+    batch = examples.batch(np.arange(3), 2)
     assert batch.real.sum() == 5007
     assert batch.features.shape[1] == 5120
     assert batch.dialogue.index.shape[1] >= 5000  # time slots
@@ -156,7 +153,7 @@ def test_an_epoch_meets_few_shapes(examples_of):
         shapes, padded = set(), []
         for epoch in range(2):
             for dialogues in training_order(examples, 32, 0, epoch):
-                batch = make_batch(examples, dialogues, n_blocks)
+                batch = examples.batch(dialogues, n_blocks)
                 shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
                 padded.append(1 - batch.real.mean())
         assert len(shapes) <= 6
@@ -166,5 +163,5 @@ def test_an_epoch_meets_few_shapes(examples_of):
 def test_batches_of_a_split_are_balanced(examples_of):
     lengths = np.random.default_rng(0).integers(1, 25, 320)
     examples, _ = examples_of(list(lengths))
-    loads = [lengths[b].sum() for b in balanced_batches(examples, 32, np.random.default_rng(0))]
+    loads = [lengths[b].sum() for b in examples.batches(32, np.random.default_rng(0))]
     assert max(loads) <= 1.1 * min(loads)

