@@ -66,7 +66,10 @@ def base_config() -> ConfigDict:
     fine_tuning.context = "none"
     fine_tuning.max_tokens = 0  # of a sequence; 0 is the published encoder's own limit
     fine_tuning.pooling = placeholder(str)  # "mean", "cls" or "max"; else as published
-    fine_tuning.attention_dropout = 0.1  # of attention weights; model.dropout is of hidden states
+    fine_tuning.attention_dropout = 0.0  # of attention weights; model.dropout is of hidden states
+    # Encoders that are fine-tuned besides, each on all but one of so many parts of the training
+    # dialogues, to encode that part; systems then train on these features. 0 is none.
+    fine_tuning.folds = 0
     fine_tuning.dtype = "float32"  # of the computation; "bfloat16" halves memory on accelerators
     fine_tuning.scan_layers = False  # compiles once for all layers; slower steps on CPUs
     fine_tuning.remat = False  # computes layers again in the backward pass instead of keeping them
@@ -117,6 +120,7 @@ _RANGES = {
     "model.dropout": (0.0, 1.0),
     "fine_tuning.max_tokens": (0, math.inf),
     "fine_tuning.attention_dropout": (0.0, 1.0),
+    "fine_tuning.folds": (0, 101),
     "train.accumulate": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
@@ -143,6 +147,8 @@ def check_values(config: ConfigDict) -> None:
     Raises:
       UserError: a field is outside of its range or choices.
     """
+    if config.fine_tuning.folds == 1:
+        raise UserError("fine_tuning.folds is 1; expected 0 (no cross-fitting), or at least 2")
     for field, value in flatten(config):
         if field in _RANGES:
             low, high = _RANGES[field]

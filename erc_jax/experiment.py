@@ -26,10 +26,10 @@ from erc_jax.config import check_values, load_config
 from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
-from erc_jax.data.features import utterance_features
+from erc_jax.data.features import save_features, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.data.tokens import TokenExamples
-from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
 from erc_jax.sharding import make_mesh, replicated
@@ -65,6 +65,8 @@ def prepare(
       UserError: something in config, corpus or encoder does not fit.
     """
     check_values(config)
+    if config.fine_tuning.folds and config.system != FINE_TUNING:
+        raise UserError("fine_tuning.folds is for runs that fine-tune an encoder: CONFIG:encoder")
     corpus = load_corpus(
         config.data.name,
         config.data.source,
@@ -200,9 +202,21 @@ def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> No
                 write_whole(workdir / file.relative_to(best), file.read_bytes())
 
 
-def save_encoder(experiment: Experiment, params: Params, workdir: Path) -> None:
-    """Saves the encoder that a run has fine-tuned, if its system does that."""
+def save_encoder(
+    experiment: Experiment, params: Params, workdir: Path, cross_fitted: np.ndarray | None
+) -> None:
+    """Saves the encoder that a run has fine-tuned, if its system does that.
+
+    Args:
+      experiment: of the run.
+      params: of the system.
+      workdir: of the run.
+      cross_fitted: float32 [N, D], features of the training utterances, if there are such.
+    """
     if isinstance(experiment.system, FineTuning):
+        if cross_fitted is not None:
+            file = workdir / ENCODER / CROSS_FITTED
+            save_features(file, cross_fitted, experiment.corpus.splits["train"])
         tuned = experiment.system.encoder_params(params)
         experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
+from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.batching import Batch, training_order
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Confusions, Predictor, count, metrics_file, score_run, split_scores
@@ -97,7 +99,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             say(f"\nSeed {seed}, {len(chosen) + 1} of {config.seeds}")
             save_config(config_of_seed(config, seed), folder)
         params, selection = trainer.fit(seed, folder)
-        save_encoder(experiment, params, folder)
+        cross_fitted = None
+        if config.fine_tuning.folds:
+            cross_fitted = out_of_fold_features(
+                experiment, partial(Trainer, config), config.fine_tuning.folds, seed, folder
+            )
+        save_encoder(experiment, params, folder, cross_fitted)
         chosen.append({"seed": seed, **dataclasses.asdict(selection)})
         for split in SCORED_SPLITS:
             counts[split].append(score_run(trainer.predictor, params, experiment, split, folder))

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from erc_jax.data.cache import cache_dir
 from erc_jax.data.dialogue import Dialogue, write_whole
 from erc_jax.errors import UserError
+from erc_jax.progress import say
 
 # Raise it when a change of the encoding code changes the numbers; old cache files are then unused.
 ENCODING_VERSION = 2
@@ -25,6 +26,7 @@ class Encoder(Protocol):
 
     fingerprint: str  # two encoders with the same one give the same vectors
     width: int
+    cross_fitted: Path | None  # features of the dialogues that it was trained on, if kept
 
     def encode_dialogues(
         self, dialogues: Sequence[Dialogue], *, progress: Callable[[int, int], None] | None = None
@@ -52,6 +54,12 @@ def utterance_features(
     Raises:
       UserError: the encoder gave NaN or infinity; the message names dialogue and utterance.
     """
+    if encoder.cross_fitted and _dialogues_of(encoder.cross_fitted) == _key(dialogues):
+        say(f"Cross-fitted features of {len(dialogues):,} dialogues: {encoder.cross_fitted}")
+        features = _read(encoder.cross_fitted, None)
+        if features is None:
+            raise UserError(f"{encoder.cross_fitted}: damaged; fine-tune the encoder again")
+        return features
     key = _key(dialogues, encoder.fingerprint)
     file = (cache or cache_dir()) / "features" / key / "features.safetensors"
     features = _read(file, (sum(len(d.utterances) for d in dialogues), encoder.width))
@@ -59,13 +67,32 @@ def utterance_features(
         features = encoder.encode_dialogues(dialogues, progress=progress)
         _require_finite(features, dialogues)
         try:
-            write_whole(file, save({"features": features}, {"sha256": _sha256(features)}))
+            save_features(file, features, dialogues)
         except UserError as error:
             logging.warning("the features are not cached and will be computed again: %s", error)
     return features
 
 
-def _key(dialogues: Sequence[Dialogue], fingerprint: str) -> str:
+def save_features(file: Path, features: np.ndarray, dialogues: Sequence[Dialogue]) -> None:
+    """Writes features, float32 [N, D], of the utterances of dialogues.
+
+    Raises:
+      UserError: the disk is full, or the file cannot be written.
+    """
+    facts = {"sha256": _sha256(features), "dialogues": _key(dialogues)}
+    write_whole(file, save({"features": features}, facts))
+
+
+def _dialogues_of(file: Path) -> str | None:
+    """The key of the dialogues whose features a file holds."""
+    try:
+        with safe_open(file, framework="np") as stored:
+            return (stored.metadata() or {}).get("dialogues")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged ({error}); fine-tune the encoder again") from error
+
+
+def _key(dialogues: Sequence[Dialogue], fingerprint: str = "") -> str:
     digest = hashlib.sha256(f"{ENCODING_VERSION} {fingerprint} {len(dialogues)}\n".encode())
     for dialogue in dialogues:
         digest.update(len(dialogue.utterances).to_bytes(8, "big"))
@@ -81,8 +108,8 @@ def _sha256(features: np.ndarray) -> str:
     return hashlib.sha256(features.tobytes()).hexdigest()
 
 
-def _read(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The cached array, or None where there is none that can be trusted."""
+def _read(file: Path, shape: tuple[int, int] | None) -> np.ndarray | None:
+    """The array in a file, or None where there is none that can be trusted."""
     if not file.exists():
         return None
     try:
@@ -92,7 +119,7 @@ def _read(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
     except (SafetensorError, OSError) as error:
         logging.warning("%s: damaged (%s); computing the features again", file, error)
         return None
-    if features.shape != shape or checksum != _sha256(features):
+    if shape not in (None, features.shape) or checksum != _sha256(features):
         logging.warning("%s: damaged (wrong checksum); computing the features again", file)
         return None
     return features

@@ -48,6 +48,7 @@ Progress = Callable[[int, int], None]  # called with (done, total)
 
 # Beside the published files: what only this library knows of an encoder.
 OWN_FILE = "erc_jax.json"
+CROSS_FITTED = "train_features.safetensors"  # see erc_jax.cross_fitting
 # Published files that say nothing to us, but without which other libraries do not load a folder.
 CARRIED_ALONG = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
@@ -73,6 +74,8 @@ class SentenceEncoder:
       pooling: how hidden states become a vector.
       context: "none": an utterance is read alone; "dialogue": together with the utterances before
         and after it, and with the speakers' names.
+      cross_fitted: file of features of the dialogues that it was fine-tuned on, from encoders that
+        were not; None if there is none.
       width: D, the size of a vector.
       max_length: tokens, special ones included, after which a sentence is cut off.
       reader: makes token sequences of texts.
@@ -92,6 +95,7 @@ class SentenceEncoder:
         sha256: str,
         fingerprint: str,
         files: Mapping[str, bytes],
+        cross_fitted: Path | None,
     ):
         """Made by ``from_pretrained``.
 
@@ -105,6 +109,7 @@ class SentenceEncoder:
         self.params = jax.device_put(params)
         self.pooling = pooling
         self.context = context
+        self.cross_fitted = cross_fitted
         self.width = module.config.hidden_size
         self.max_length = max_length
         self.reader = Reader(tokenizer, max_length, lower_case)
@@ -168,6 +173,9 @@ class SentenceEncoder:
             lower_case,
             dtype,
         ]
+        cross_fitted = folder / CROSS_FITTED
+        if cross_fitted.is_file():
+            decisive.append(hub.sha256_of([cross_fitted]))
         carried = ("config.json", "tokenizer.json", *CARRIED_ALONG)
         return cls(
             name=name_or_path,
@@ -181,6 +189,7 @@ class SentenceEncoder:
             sha256=found,
             fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
             files={f: (folder / f).read_bytes() for f in carried if (folder / f).is_file()},
+            cross_fitted=cross_fitted if cross_fitted.is_file() else None,
         )
 
     def adapted(
@@ -190,13 +199,17 @@ class SentenceEncoder:
         normalize: bool | None = None,
         context: str | None = None,
         max_length: int | None = None,
+        params: dict[str, Any] | None = None,
     ) -> Self:
-        """A copy that reads or pools in another way, to be fine-tuned; None leaves a part as it is.
+        """A copy that differs in some parts; None leaves a part as it is.
 
         Raises:
           UserError: the model cannot do that.
         """
         other = copy.copy(self)
+        if params is not None:
+            other.params = params
+            other.sha256 = other.fingerprint = "not saved"  # nothing of it is kept in a cache
         other.pooling = Pooling(
             self.pooling.mode if pooling is None else pooling,
             self.pooling.normalize if normalize is None else normalize,
@@ -215,7 +228,7 @@ class SentenceEncoder:
             )
         other.reader = Reader(self._tokenizer, other.max_length, self._lower_case)
         other._embed = jax.jit(functools.partial(_embed, self.module, other.pooling.mode))
-        decisive = [self.fingerprint, repr(other.pooling), other.context, other.max_length]
+        decisive = [other.fingerprint, repr(other.pooling), other.context, other.max_length]
         other.fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
         return other
 

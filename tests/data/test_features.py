@@ -17,6 +17,7 @@ class LengthEncoder:
     """A text's vector is its length and its first letter; remembers what it was asked."""
 
     width = 2
+    cross_fitted = None
 
     def __init__(self, fingerprint="f1", bad=None):
         self.fingerprint = fingerprint

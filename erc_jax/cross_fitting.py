@@ -1,0 +1,58 @@
+"""Cross-fitting: features of training utterances from encoders that were not trained on them.
+
+A fine-tuned encoder is over-confident on its own training utterances, so that what reads its
+features learns to trust them more than it may on others. Here the training dialogues are cut into k
+folds; for each, an encoder is fine-tuned on the other folds and encodes this one. Validation and
+test are encoded by the encoder of all training dialogues.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erc_jax.experiment import Experiment, to_arrays
+from erc_jax.progress import say
+from erc_jax.systems.fine_tuning import FineTuning
+
+
+def out_of_fold_features(
+    experiment: Experiment,
+    make_trainer: Callable[[Experiment], Any],
+    folds: int,
+    seed: int,
+    workdir: Path,
+) -> np.ndarray:
+    """Fine-tunes an encoder per fold and encodes the fold with it.
+
+    Args:
+      experiment: of fine-tuning.
+      make_trainer: from an experiment to its ``train.Trainer``.
+      folds: k, at least 2.
+      seed: of the runs. The folds are the same for every seed.
+      workdir: of the run; the folds' runs lie in its folder folds/.
+
+    Returns:
+      float32 [N, D], for the training utterances in order.
+    """
+    system, encoder = experiment.system, experiment.encoder
+    if not isinstance(system, FineTuning):
+        raise TypeError("only fine-tuning is cross-fitted")
+    dialogues = experiment.corpus.splits["train"]
+    lengths = [len(dialogue.utterances) for dialogue in dialogues]
+    fold_of = np.random.default_rng(0).permutation(len(dialogues)) % folds
+    features = np.zeros((sum(lengths), encoder.width), np.float32)
+    for fold in range(folds):
+        say(f"\nFold {fold + 1} of {folds}")
+        others = [d for d, of in zip(dialogues, fold_of, strict=True) if of != fold]
+        train = to_arrays(others, encoder, system, system.targets(others))
+        part = dataclasses.replace(experiment, examples={**experiment.examples, "train": train})
+        params, _ = make_trainer(part).fit(seed, workdir / "folds" / str(fold))
+        tuned = encoder.adapted(params=system.encoder_params(params))
+        held_out = [d for d, of in zip(dialogues, fold_of, strict=True) if of == fold]
+        features[np.repeat(fold_of == fold, lengths)] = tuned.encode_dialogues(held_out)
+    return features
