@@ -147,7 +147,7 @@ def _widths(lengths: np.ndarray) -> list[int]:
         return [WIDTHS[0]]
     longest = int(lengths.max())
     ladder = [*(w for w in WIDTHS if w < longest), _whole(longest)]
-    nearly_all = np.quantile(lengths, NEARLY_ALL)
+    nearly_all = np.quantile(lengths, NEARLY_ALL, method="inverted_cdf")  # a length that there is
     return sorted({next(w for w in ladder if w >= nearly_all), ladder[-1]})
 
 
