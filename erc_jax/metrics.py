@@ -123,13 +123,10 @@ def aggregate(
       set and another initialisation.
     """
     confusions = np.asarray(confusions)
-    n_seeds, n_dialogues, n_classes, _ = confusions.shape
+    n_seeds, n_dialogues = confusions.shape[:2]
     rng = np.random.default_rng(seed)
-    # [R, M] @ [M, K*C*C]: one matrix product sums the counts of all resamples, exactly in float64.
-    counts_by_dialogue = confusions.swapaxes(0, 1).reshape(n_dialogues, n_seeds * n_classes**2)
-    resampled = _times_drawn(rng, resamples, n_dialogues) @ counts_by_dialogue.astype(np.float64)
-    resampled = resampled.reshape(resamples, n_seeds, n_classes, n_classes)
-    seed_weights = _times_drawn(rng, resamples, n_seeds) / n_seeds
+    dialogues_drawn = _times_drawn(rng, resamples, n_dialogues)
+    seeds_drawn = _times_drawn(rng, resamples, n_seeds)
 
     by_seed = scores(confusions.sum(1), names, neutral)
     result = _map_scores(lambda leaf: float(leaf.mean()), by_seed)
@@ -137,10 +134,79 @@ def aggregate(
         lambda leaf: float(leaf.std(ddof=1)) if n_seeds > 1 else 0.0, by_seed
     )
     result["interval"] = _map_scores(
-        lambda leaf: np.percentile((leaf * seed_weights).sum(-1), [2.5, 97.5]).tolist(),
-        scores(resampled, names, neutral),
+        _interval, _resampled_means(confusions, dialogues_drawn, seeds_drawn, names, neutral)
     )
     return _with_counts(result, confusions.sum((0, 1)), names)
+
+
+def paired_difference(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    names: Sequence[str],
+    neutral: str | None,
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> dict[str, Any]:
+    """By how much one system's scores are above another's on the same dialogues.
+
+    Args:
+      ours: counts [K, M, C, C] of K seeds and M dialogues.
+      theirs: counts [L, M, C, C] of L seeds and the same dialogues.
+      names: the C classes.
+      neutral: as for ``scores``.
+      seed: of the bootstrap's random numbers.
+      resamples: how many bootstrap samples are drawn.
+
+    Returns:
+      As ``block`` without counts; in place of every score {"difference": of the means over seeds,
+      "interval": [low, high]}, the 95% percentile bootstrap, whose resamples draw the same
+      dialogues for both, and each one's seeds.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = _times_drawn(rng, resamples, ours.shape[1])
+    means, resampled = [], []
+    for counts in (np.asarray(ours), np.asarray(theirs)):
+        seeds_drawn = _times_drawn(rng, resamples, len(counts))
+        means.append(_map_scores(np.mean, scores(counts.sum(1), names, neutral)))
+        resampled.append(_resampled_means(counts, drawn, seeds_drawn, names, neutral))
+
+    def of(mean_a: Any, mean_b: Any, a: Any, b: Any) -> Any:
+        if isinstance(mean_a, dict):
+            return {key: of(mean_a[key], mean_b[key], a[key], b[key]) for key in mean_a}
+        return {"difference": float(mean_a - mean_b), "interval": _interval(a - b)}
+
+    return of(*means, *resampled)
+
+
+def _resampled_means(
+    confusions: np.ndarray,
+    dialogues_drawn: np.ndarray,
+    seeds_drawn: np.ndarray,
+    names: Sequence[str],
+    neutral: str | None,
+) -> dict[str, Any]:
+    """Mean over the seeds of every score, float64 [R], in each of R resamples.
+
+    Args:
+      confusions: counts [K, M, C, C].
+      dialogues_drawn: how often each dialogue is drawn, [R, M].
+      seeds_drawn: how often each seed is drawn, [R, K].
+      names: as for ``scores``.
+      neutral: as for ``scores``.
+    """
+    n_seeds, n_dialogues, n_classes, _ = confusions.shape
+    # [R, M] @ [M, K*C*C]: one matrix product sums the counts of all resamples, exactly in float64.
+    by_dialogue = confusions.swapaxes(0, 1).reshape(n_dialogues, n_seeds * n_classes**2)
+    resampled = dialogues_drawn @ by_dialogue.astype(np.float64)
+    resampled = resampled.reshape(-1, n_seeds, n_classes, n_classes)
+    weights = seeds_drawn / n_seeds
+    return _map_scores(lambda leaf: (leaf * weights).sum(-1), scores(resampled, names, neutral))
+
+
+def _interval(samples: np.ndarray) -> list[float]:
+    """The middle 95% of the samples."""
+    return np.percentile(samples, [2.5, 97.5]).tolist()
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

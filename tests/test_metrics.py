@@ -214,3 +214,46 @@ def test_bootstrap_is_fast():
     start = time.process_time()
     metrics.aggregate(counts, [str(i) for i in range(7)], "0")
     assert time.process_time() - start < 3.0
+
+
+def test_paired_difference_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    ours = rng.integers(0, 5, (2, 7, 3, 3))
+    theirs = rng.integers(0, 5, (3, 7, 3, 3))
+    names = NAMES[:3]
+    found = metrics.paired_difference(ours, theirs, names, "neutral", resamples=50, seed=4)
+
+    def mean(counts):
+        runs = [metrics.block(of_seed, names, "neutral") for of_seed in counts]
+        return np.mean([run["weighted_f1"] for run in runs])
+
+    assert found["weighted_f1"]["difference"] == pytest.approx(
+        mean(ours.sum(1)) - mean(theirs.sum(1))
+    )
+    rng = np.random.default_rng(4)
+    dialogues = rng.integers(7, size=(50, 7))
+    ours_seeds = rng.integers(2, size=(50, 2))
+    their_seeds = rng.integers(3, size=(50, 3))
+    differences = [
+        mean(ours[a][:, d].sum(1)) - mean(theirs[b][:, d].sum(1))
+        for d, a, b in zip(dialogues, ours_seeds, their_seeds, strict=True)
+    ]
+    assert found["weighted_f1"]["interval"] == pytest.approx(
+        np.percentile(differences, [2.5, 97.5]).tolist()
+    )
+    assert set(found["per_class"]["joy"]["f1"]) == {"difference", "interval"}
+
+
+def test_paired_difference_knows_a_better_system():
+    """Dialogues differ far more than the systems do: only pairing tells them apart."""
+    rng = np.random.default_rng(0)
+    n = rng.integers(4, 40, 60)
+    hits = rng.binomial(n, rng.uniform(0.1, 0.9, 60))
+    theirs = np.array([[[[h, m - h], [m - h, h]] for h, m in zip(hits, n, strict=True)]])
+    ours = theirs.copy()
+    ours[0, ::3] += np.array([[1, -1], [-1, 1]]) * (hits < n)[::3, None, None]
+    found = metrics.paired_difference(ours, theirs, ("a", "b"), None)["accuracy"]
+    low, high = found["interval"]
+    assert 0 < low < found["difference"] < high
+    same = metrics.paired_difference(theirs, theirs, ("a", "b"), None)["accuracy"]
+    assert same == {"difference": 0.0, "interval": [0.0, 0.0]}
