@@ -21,7 +21,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.name = "iemocap"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
     if variant == "paper":
-        # [CLS] of a RoBERTa-large (d = 1024) fine-tuned on this corpus: give its folder.
+        # [CLS] of a RoBERTa-large (d = 1024) fine-tuned on this corpus, the workdir made by
+        #   --config iemocap:encoder --config.encoder=FacebookAI/roberta-large
+        #   --config.fine_tuning.pooling=cls --workdir roberta-large-iemocap
         config.encoder = "roberta-large-iemocap"
         config.model.normalize_input = False
         config.train.learning_rate = 1e-4  # the rest is base_config's: batch 32, 100 epochs

@@ -11,17 +11,25 @@ those of the training file. Sentiment and shift need to know each emotion's pola
 With few conversations, start from a model trained on a larger corpus:
 
     --config.init_from=runs/meld
+
+With many, fine-tune the sentence encoder first:
+
+    python -m erc_jax.main --config configs/own.py:encoder --config.data.source=DIR --workdir runs/e
+    python -m erc_jax.main --config configs/own.py --config.encoder=runs/e ...
 """
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config
+from erc_jax.config import base_config, check_variant, fine_tune
 
 
-def get_config() -> ConfigDict:
-    """The experiment."""
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment; the variant ``encoder`` fine-tunes the encoder on your emotions."""
+    check_variant(variant, ("encoder",))
     config = base_config()
     config.data.name = "own"
+    if variant == "encoder":
+        return fine_tune(config)
     config.train.epochs = 50
     config.train.patience = 8
     config.model.dropout = 0.4

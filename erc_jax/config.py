@@ -30,7 +30,8 @@ def base_config() -> ConfigDict:
     """The fields of all experiments, with Mtl-ERC-ES' values where the paper gives one."""
     config = ConfigDict()
     config.system = "mtl_erc_es"  # the model, a name in erc_jax.systems
-    # Sentence encoder that gives the features: a name (installed package or hub) or a folder.
+    # Sentence encoder that gives the features: a name (installed package or hub), a folder, or the
+    # workdir of a run that fine-tuned one.
     config.encoder = "all-MiniLM-L6-v2"
     config.seed = 0  # of initialisation, shuffling and dropout
     config.seeds = 1  # runs with seeds seed, seed + 1, …; metrics.json then holds means
