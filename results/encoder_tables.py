@@ -1,0 +1,46 @@
+"""Prints the README's table of fine-tuned encoders from the runs that results/encoders.sh made.
+
+python results/encoder_tables.py RUNS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROWS = {  # the run's suffix: what it is
+    "-frozen": "Mtl-ERC-ES on the published encoder",
+    "": "the encoder, fine-tuned, with a linear layer",
+    "-mtl": "Mtl-ERC-ES on the fine-tuned encoder",
+}
+PAPER = {"meld": 66.50, "emorynlp": 39.46}  # Mtl-ERC-ES on a fine-tuned RoBERTa-large
+
+
+def main(runs: Path) -> None:
+    print("| corpus | encoder | system | validation | test | seeds | minutes |")
+    print("|---|---|---|---|---|---|---|")
+    for corpus, paper in PAPER.items():
+        for folder in sorted(runs.glob(f"{corpus}-*-frozen")):
+            name = folder.name.removesuffix("-frozen")
+            for suffix, system in ROWS.items():
+                content = json.loads((runs / (name + suffix) / "metrics.json").read_text())
+                facts = content["run"]
+                print(
+                    f"| {corpus} | {name.removeprefix(corpus + '-')} | {system} "
+                    f"| {score(content['validation'])} | {score(content['test'])} "
+                    f"| {len(facts['seeds'])} | {facts['seconds'] / 60:.0f} |"
+                )
+        print(f"| {corpus} | RoBERTa-large, fine-tuned | the paper | | {paper:.2f} | | |")
+    facts = json.loads((next(runs.glob("meld-*-mtl")) / "metrics.json").read_text())["run"]
+    print(f"\nWeighted F1; chosen on {facts['selected_on']}; seeds from 0; {facts['commit']}.")
+
+
+def score(block: dict[str, Any]) -> str:
+    mean = f"{100 * block['weighted_f1']:.2f}"
+    return f"{mean} ± {100 * block['std']['weighted_f1']:.2f}" if "std" in block else mean
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
