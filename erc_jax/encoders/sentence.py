@@ -370,9 +370,11 @@ class SentenceEncoder:
             OWN_FILE: {"context": self.context},
         }
         hub.save_params(folder / hub.WEIGHTS, self.params if params is None else params)
+        # config.json goes first and comes last: a folder without it, whose saving was broken off,
+        # is no model.
+        (folder / "config.json").unlink(missing_ok=True)
         for name, record in records.items():
             write_whole(folder / name, json.dumps(record, indent=2) + "\n")
-        # config.json comes last: a folder without it, whose saving was broken off, is no model.
         for name in sorted(self._files, key=lambda name: name == "config.json"):
             write_whole(folder / name, self._files[name])
 
@@ -461,13 +463,17 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
         for key, value in config.items()
         if key.startswith("pooling_mode_") and value is True
     ]
+    # What newer versions of sentence-transformers write: {"pooling_mode": "mean"}.
+    if isinstance(named := config.get("pooling_mode"), str):
+        modes = [named]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         found = ", ".join(modes) or "not named"
         raise UserError(f"{file}: pooling is {found}; expected one of {', '.join(POOLINGS)}")
-    if config.get("word_embedding_dimension", width) != width:
+    size = config.get("word_embedding_dimension", config.get("embedding_dimension", width))
+    if size != width:
         raise UserError(
-            f"{file}: word_embedding_dimension is {config['word_embedding_dimension']}, but the "
-            f"hidden size is {width} by config.json; take both files from one model"
+            f"{file}: vectors of {size} are pooled, but the hidden size is {width} by config.json; "
+            "take both files from one model"
         )
     return Pooling(modes[0], normalize=kinds[-1] == "Normalize")
 
@@ -476,10 +482,16 @@ def _read_limits(folder: Path, longest: int) -> tuple[int, bool]:
     """Tokens in a sentence, at most the model's longest, and whether texts are lower-cased."""
     file = folder / "sentence_bert_config.json"
     limits = hub.read_json(file) if file.exists() else {}
-    max_length = limits.get("max_seq_length") or longest
+    max_length = limits.get("max_seq_length")
+    if max_length is None:
+        # Newer versions of sentence-transformers keep it with the tokenizer; 1e30 is "none".
+        file = folder / "tokenizer_config.json"
+        of_tokenizer = hub.read_json(file) if file.exists() else {}
+        max_length = of_tokenizer.get("model_max_length", longest)
+        max_length = longest if isinstance(max_length, float) else max_length
     if not isinstance(max_length, int) or max_length < 3:
         raise UserError(
-            f"{file}: max_seq_length is {max_length!r}; expected a whole number of at least 3"
+            f"{file}: the maximum length is {max_length!r}; expected a whole number of at least 3"
         )
     return min(max_length, longest), bool(limits.get("do_lower_case", False))
 

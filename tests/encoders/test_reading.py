@@ -103,7 +103,10 @@ def test_lower_case_is_applied_before_the_tokenizer():
 def test_a_short_dialogue_is_one_sequence():
     talks = [dialogue("a: we won", "b: oh my"), dialogue("c: ")]
     first, second = make_reader().in_context(talks)
-    own = [ids_of("a") + [COLON] + ids_of("we", "won"), ids_of("b") + [COLON] + ids_of("oh", "my")]
+    own = [
+        [*ids_of("a"), COLON, *ids_of("we", "won")],
+        [*ids_of("b"), COLON, *ids_of("oh", "my")],
+    ]
     assert first.ids.tolist() == [CLS, *own[0], SEP, *own[1], SEP]
     assert first.owners.tolist() == [NOBODY] + [0] * 5 + [1] * 5
     assert second.ids.tolist() == [CLS, *ids_of("c"), COLON, SEP]
@@ -126,7 +129,7 @@ def test_windows_of_a_long_dialogue(longest, max_length):
     sequences = reader.in_context([talk])
     assert len(sequences) > 1
     # Every utterance is encoded once, in order.
-    assert sum(windows_of(sequences), []) == list(range(200))
+    assert np.concatenate(windows_of(sequences)).tolist() == list(range(200))
     assert max(len(s.ids) for s in sequences) <= max_length
     texts = [f"{u.speaker}: {u.text}" for u in talk.utterances]
     alone = [s.ids[1:-1] for s in make_reader(1000).alone(texts)]
@@ -187,7 +190,7 @@ def test_a_dialogue_of_5000_utterances():
     started = time.process_time()
     sequences = make_reader(max_length=256).in_context([talk])
     assert time.process_time() - started < 10  # takes a fraction of a second
-    assert sum(windows_of(sequences), []) == list(range(5000))
+    assert np.concatenate(windows_of(sequences)).tolist() == list(range(5000))
     # Half of each window is encoded, so not much more than twice the text is read.
     assert sum(len(s.ids) for s in sequences) < 2.5 * sum(
         len(u.text.split()) + 3 for u in talk.utterances
