@@ -83,6 +83,7 @@ def write_encoder(
     modules = ["Transformer", "Pooling"] + ["Normalize"] * normalize
     records = {
         "config.json": config,
+        "tokenizer_config.json": {},
         "modules.json": [
             {"type": f"sentence_transformers.models.{kind}", "path": path}
             for kind, path in zip(modules, ("", "1_Pooling", "2_Normalize"), strict=False)

@@ -41,6 +41,7 @@ INDEX = "model.safetensors.index.json"  # in which shard a tensor is, where ther
 FILES = (
     "config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
     "modules.json",
     "1_Pooling/config.json",
     "sentence_bert_config.json",

@@ -613,7 +613,7 @@ def test_an_unknown_architecture(tiny_model, model_type):
         (
             "1_Pooling/config.json",
             '{"pooling_mode_mean_tokens": true, "word_embedding_dimension": 25}',
-            "word_embedding_dimension is 25, but the hidden size is 24",
+            "vectors of 25 are pooled, but the hidden size is 24",
         ),
         ("sentence_bert_config.json", '{"max_seq_length": "256"}', "expected a whole number"),
         ("tokenizer.json", None, "cannot be read"),

