@@ -7,7 +7,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-BENCHMARKS = ("mtl_erc_es",)
+from erc_jax.errors import UserError
+
+BENCHMARKS = ("encoder", "mtl_erc_es")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,4 +20,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"Error: {error}")

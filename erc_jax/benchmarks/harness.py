@@ -3,11 +3,15 @@
 Ours and the peer run in a process each, since the threads of one library slow the other's in the
 same process. Each does one step when told to, strictly in turn; a ratio is the median over the
 pairs of neighbouring steps, so that a busy machine slows both sides of it alike.
+
+The peer, PyTorch, computes on CPUs. Where it is not installed, or where jax finds an accelerator,
+ours is measured alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -19,7 +23,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,12 +33,15 @@ from typing import Any
 from erc_jax.allocator import keep_freed_memory
 from erc_jax.errors import UserError
 
-# What a worker can do: name to a function of the step's number that returns when it is done.
-Cases = Mapping[str, Callable[[int], None]]
+# What a worker can do: name to a function of the step's number that returns when it is done. What
+# it returns can be asked for, such as facts that only this process knows.
+Cases = Mapping[str, Callable[[int], Any]]
 
 # Idle threads of OpenMP and of matrix libraries go on spinning for a moment after a step.
 PAUSE_SECONDS = 0.05
-PRODUCT_SIZE = 2048
+# Of the square matrices whose product gives the peak: a tenth of a second on CPUs, and long enough
+# on an accelerator that the start of a computation does not count.
+PRODUCT_SIZE, PRODUCT_SIZE_ACCELERATOR = 2048, 16384
 
 
 class Worker:
@@ -63,6 +70,13 @@ class Worker:
         Raises:
           UserError: the worker failed; its traceback is on stderr.
         """
+        return self._run(case, step)[0]
+
+    def value(self, case: str, step: int = 0) -> Any:
+        """Runs one step and returns what it returned; see ``seconds``."""
+        return self._run(case, step)[1]
+
+    def _run(self, case: str, step: int) -> tuple[float, Any]:
         try:
             self._connection.send((case, step))
             return self._connection.recv()
@@ -98,8 +112,8 @@ def _serve(connection: Connection, factory: str, options: dict[str, Any], thread
         while True:
             case, step = connection.recv()
             start = time.perf_counter()
-            cases[case](step)
-            connection.send(time.perf_counter() - start)
+            value = cases[case](step)
+            connection.send((time.perf_counter() - start, value))
     except EOFError:
         pass  # the parent is done
     except Exception:
@@ -109,60 +123,138 @@ def _serve(connection: Connection, factory: str, options: dict[str, Any], thread
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Times of neighbouring steps, in seconds."""
+    """Times of neighbouring steps, in seconds; ``peer`` is empty where ours was alone."""
 
     ours: Sequence[float]
     peer: Sequence[float]
 
     @property
     def ratio(self) -> float:
-        """Median of peer's time by ours: above 1 we are faster."""
+        """Median of peer's time by ours: above 1 we are faster. Needs a peer."""
         return statistics.median(p / o for p, o in zip(self.peer, self.ours, strict=True))
 
 
 def pairs(
-    ours: Callable[[int], float], peer: Callable[[int], float], number: int, warm_up: int
+    ours: Callable[[int], float],
+    peer: Callable[[int], float] | None,
+    number: int,
+    warm_up: int,
 ) -> Paired:
     """Times two things in turn, each on the same steps; who goes first alternates.
 
     Args:
       ours: runs a step and returns its seconds.
-      peer: the same.
+      peer: the same; None leaves ours alone.
       number: pairs that count.
       warm_up: steps that are run before and do not count; they compile.
     """
+    sides = [ours] if peer is None else [ours, peer]
     for step in range(warm_up):
-        ours(step)
-        peer(step)
-    times: tuple[list[float], list[float]] = ([], [])
+        for side in sides:
+            side(step)
+    times: list[list[float]] = [[] for _ in sides]
     for step in range(number):
-        for side in (0, 1) if step % 2 == 0 else (1, 0):
+        order = list(zip(sides, times, strict=True))
+        for side, of_side in order if step % 2 == 0 else reversed(order):
             time.sleep(PAUSE_SECONDS)
-            times[side].append((ours, peer)[side](step))
-    return Paired(*times)
+            of_side.append(side(step))
+    return Paired(times[0], times[1] if peer else ())
 
 
-def jax_product() -> Callable[[int], None]:
-    """A product of two square matrices, the densest work that there is."""
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """The densest work that there is, a product of two square matrices, at its fastest."""
+
+    device: str  # where ours computes, "cpu" or an accelerator's name
+    size: int  # of the matrices
+    dtype: str
+    flops: float  # per second
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """Our worker and the peer's, if there is one."""
+
+    ours: Worker
+    peer: Worker | None
+
+    def measure(self, case: str, number: int, warm_up: int) -> Paired:
+        """Times a case that both have; see ``pairs``."""
+        peer = self.peer
+        return pairs(
+            lambda step: self.ours.seconds(case, step),
+            None if peer is None else lambda step: peer.seconds(case, step),
+            number,
+            warm_up,
+        )
+
+    def peak(self, number: int) -> Peak:
+        """The machine's limit: the faster side's median of so many products."""
+        facts = self.ours.value("facts")
+        times = self.measure("product", number, warm_up=1)
+        seconds = min(statistics.median(t) for t in (times.ours, times.peer) if t)
+        return Peak(**facts, flops=2 * facts["size"] ** 3 / seconds)
+
+
+@contextlib.contextmanager
+def two_sides(
+    ours: str, peer: str | None, options: Mapping[str, Any], threads: int
+) -> Iterator[Sides]:
+    """Starts the workers, and ends them.
+
+    Args:
+      ours: "module:function" of our cases, among them those of ``jax_product``.
+      peer: the same of the peer, with ``torch_product``; None leaves ours alone.
+      options: what to benchmark; both functions are called with them.
+      threads: of each side.
+    """
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(Worker(ours, options, threads))
+        comparable = (
+            peer is not None
+            and importlib.util.find_spec("torch") is not None
+            and worker.value("facts")["device"] == "cpu"
+        )
+        yield Sides(
+            worker,
+            stack.enter_context(Worker(peer, options, threads)) if peer and comparable else None,
+        )
+
+
+def jax_product(dtype: str = "float32", precision: str | None = None) -> Cases:
+    """A product of two square matrices, and the facts about it that ``Peak`` holds.
+
+    Args:
+      dtype: of the matrices.
+      precision: that accelerators multiply float32 with, as ``jax.default_matmul_precision``.
+    """
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE))
-    product = jax.jit(jnp.matmul)
-    return lambda step: product(a, a).block_until_ready()
+    device = jax.devices()[0]
+    size = PRODUCT_SIZE if device.platform == "cpu" else PRODUCT_SIZE_ACCELERATOR
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    with jax.default_matmul_precision(precision):
+        product = jax.jit(jnp.matmul).lower(a, a).compile()
+    facts = {"device": device.device_kind, "size": size, "dtype": dtype}
+
+    def run(step: int) -> None:
+        product(a, a).block_until_ready()
+
+    return {"product": run, "facts": lambda step: facts}
 
 
-def torch_product() -> Callable[[int], None]:
-    """The same in PyTorch."""
+def torch_product() -> Cases:
+    """The same product in PyTorch."""
     import torch
 
-    a = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE)
+    a = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE)
     out = torch.empty_like(a)
 
     def run(step: int) -> None:
         torch.matmul(a, a, out=out)
 
-    return run
+    return {"product": run}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,10 +290,12 @@ class Work:
     Attributes:
       items: how many items (utterances, sentences) each pair's step handled.
       flops: the floating-point operations that each pair's step needs.
+      padded: the same with those that the peer spends on padding; None where it does not pad.
     """
 
     items: Sequence[int]
     flops: Sequence[float]
+    padded: Sequence[float] | None = None
 
 
 def report(
@@ -209,7 +303,7 @@ def report(
     item: str,
     times: Mapping[str, Paired],
     work: Mapping[str, Work],
-    product: Paired,
+    peak: Peak,
     threads: int,
 ) -> dict[str, Any]:
     """Prints a benchmark's table and returns it as a JSON object.
@@ -217,55 +311,71 @@ def report(
     Args:
       title: what was measured.
       item: plural of what is counted, "utterances".
-      times: case to its times.
+      times: case to its times; by the first case it is judged whether the comparison counts: the
+        peer must keep the machine busy, be it with padding.
       work: case to what was done in them.
-      product: times of the matrix product that gives the machine's peak.
+      peak: the machine's limit.
       threads: of each side.
     """
-    peak = 2 * PRODUCT_SIZE**3 / min(*map(statistics.median, (product.ours, product.peer)))
     record: dict[str, Any] = {
         "title": title,
-        "machine": machine(threads),
-        "peak_gflops": round(peak / 1e9, 1),
-        "pairs": len(product.ours),
+        "machine": {"device": peak.device, **machine(threads)},
+        "peak_gflops": round(peak.flops / 1e9, 1),
+        "pairs": len(next(iter(times.values())).ours),
         "cases": {},
     }
     rows = []
     for case, paired in times.items():
+        ratio = paired.ratio if paired.peer else None
         figures: dict[str, Any] = {
-            "ratio": round(paired.ratio, 3),
+            "ratio": None if ratio is None else round(ratio, 3),
             "gflop_per_step": round(statistics.mean(work[case].flops) / 1e9, 2),
         }
         for side, seconds in (("ours", paired.ours), ("torch", paired.peer)):
+            if not seconds:
+                continue
             figures[side] = {
                 "milliseconds": round(1e3 * statistics.median(seconds), 2),
                 f"{item}_per_second": round(_median_rate(work[case].items, seconds), 1),
-                "of_peak": round(_median_rate(work[case].flops, seconds) / peak, 3),
+                "of_peak": round(_median_rate(work[case].flops, seconds) / peak.flops, 3),
             }
+            shown = "-" if ratio is None else f"{ratio:.2f}" if side == "ours" else "1"
             rows.append(
                 [
                     f"{case}, {side}",
                     f"{figures[side]['milliseconds']:.1f} ms",
                     f"{figures[side][f'{item}_per_second']:.0f}",
                     f"{figures[side]['of_peak']:.0%}",
-                    f"{paired.ratio:.2f}" if side == "ours" else "1",
+                    shown,
                 ]
             )
         record["cases"][case] = figures
     where = record["machine"]
+    on = "" if peak.device == "cpu" else f"{peak.device}; "
     print(title)
     print(
-        f"{where['processor']}, {threads} threads of {where['cores']} cores, "
+        f"{on}{where['processor']}, {threads} threads of {where['cores']} cores, "
         f"load {where['load_average']}; jax {where['jax']}, torch {where['torch']}"
     )
-    print(f"Matrix product of {PRODUCT_SIZE}: {peak / 1e9:.0f} GFLOP/s. ", end="")
+    print(f"Matrix product of {peak.size}, {peak.dtype}: {peak.flops / 1e9:.0f} GFLOP/s. ", end="")
     flops = ", ".join(f"{c} {f['gflop_per_step']:.1f}" for c, f in record["cases"].items())
-    print(f"GFLOP a step: {flops}. Medians of {len(product.ours)} pairs.\n")
+    print(f"GFLOP a step: {flops}. Medians of {record['pairs']} pairs.\n")
     print_table(["", "step", f"{item}/s", "of peak", "ratio"], rows)
-    record["counts"] = record["cases"]["train"]["torch"]["of_peak"] >= 0.5
-    if not record["counts"]:
+    judge = next(iter(times))
+    record["counts"] = None
+    if seconds := times[judge].peer:
+        padded = work[judge].padded
+        busy = _median_rate(padded or work[judge].flops, seconds) / peak.flops
+        record["torch_busy"] = round(busy, 3)
+        record["counts"] = busy >= 0.5
+        if padded:
+            print(
+                f"\nWith its padding, torch computes {statistics.mean(padded) / 1e9:.1f} GFLOP "
+                f"a step, at {busy:.0%} of the peak."
+            )
+    if record["counts"] is False:
         print(
-            "\nThe comparison does not count: in training, torch stays below half of the matrix "
+            f"\nThe comparison does not count: in {judge}, torch stays below half of the matrix "
             "peak. Is the machine busy?"
         )
     return record

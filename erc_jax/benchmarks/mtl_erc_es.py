@@ -101,21 +101,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _against_torch(args: argparse.Namespace) -> dict[str, Any]:
     options = {"model": args.model, "width": args.width, "n_batches": args.batches}
-    with (
-        harness.Worker(f"{OURS}:cases", options, args.threads) as ours,
-        harness.Worker(f"{PEER}:cases", options, args.threads) as peer,
-    ):
-
-        def measure(case: str) -> harness.Paired:
-            return harness.pairs(
-                lambda step: ours.seconds(case, step),
-                lambda step: peer.seconds(case, step),
-                args.pairs,
-                warm_up=args.batches,
-            )
-
-        product = measure("product")
-        times = {case: measure(case) for case in CASES}
+    with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
+        peak = sides.peak(args.pairs)
+        times = {case: sides.measure(case, args.pairs, warm_up=args.batches) for case in CASES}
     examples = sample(width=2)
     counts = [len(examples.rows(b)) for b in batches(examples, args.batches)]
     items = [counts[step % args.batches] for step in range(args.pairs)]
@@ -126,7 +114,7 @@ def _against_torch(args: argparse.Namespace) -> dict[str, Any]:
     title = (
         f"Mtl-ERC-ES, {args.model}, d = {args.width}: batches of {DIALOGUES_PER_BATCH} dialogues"
     )
-    return harness.report(title, "utterances", times, work, product, args.threads)
+    return harness.report(title, "utterances", times, work, peak, args.threads)
 
 
 def _speakers(args: argparse.Namespace) -> dict[str, Any]:

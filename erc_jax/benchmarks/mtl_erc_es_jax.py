@@ -44,7 +44,7 @@ def cases(model: str, width: int, n_batches: int) -> harness.Cases:
     def predict(step: int) -> None:
         jax.block_until_ready(predict_step(state.params, arrays[step % n_batches]))
 
-    return {"product": harness.jax_product(), "train": train, "predict": predict}
+    return {**harness.jax_product(), "train": train, "predict": predict}
 
 
 def speaker_cases(width: int, n_batches: int) -> harness.Cases:

@@ -199,4 +199,4 @@ def cases(model: str, width: int, n_batches: int) -> harness.Cases:
             for logits in module(arrays[step % n_batches]).values():
                 logits.softmax(-1)
 
-    return {"product": harness.torch_product(), "train": train, "predict": predict}
+    return {**harness.torch_product(), "train": train, "predict": predict}
