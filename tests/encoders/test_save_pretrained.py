@@ -75,6 +75,7 @@ def assert_same_hidden_states(encoder, model):
     assert np.abs(np.asarray(ours, np.float32)[mask] - theirs[mask]).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("family", OWN)
 def test_transformers_loads_what_is_saved(tmp_path, family):

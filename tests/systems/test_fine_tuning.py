@@ -649,6 +649,7 @@ def test_a_split_is_scored_again_with_the_same_result(run, tmp_path):
     assert files_of(tmp_path / "run/encoder") == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_no_encoder_and_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
     config, finished, content = run
     workdir = tmp_path / "run"
@@ -692,6 +693,7 @@ def test_of_several_seeds_the_best_is_the_encoder(place, run, tmp_path):
     assert Recognizer.from_pretrained(workdir).predict(QUESTION)["utterances"]
 
 
+@pytest.mark.slow
 def test_mtl_erc_es_reads_its_features(place, run, tmp_path):
     config = tiny_config(place, **EMOTION_ONLY, encoder=str(run[1]))
     content = train(config, tmp_path / "run")
