@@ -101,11 +101,12 @@ def fine_tune(config: ConfigDict) -> ConfigDict:
     Its workdir is then an encoder for other experiments: --config.encoder=WORKDIR.
     """
     config.system = "fine_tuning"
-    config.fine_tuning.context = "dialogue"
+    # Chosen on MELD's validation split with MiniLM: utterances read alone, with which Mtl-ERC-ES on
+    # top does best. Encoders of RoBERTa-base's size want 3e-5.
     config.model.dropout = 0.1
-    config.train.epochs = 5
-    config.train.batch_size = 4  # dialogues, some forty utterances
-    config.train.learning_rate = 1e-4
+    config.train.epochs = 3
+    config.train.batch_size = 32
+    config.train.learning_rate = 5e-5
     config.train.decay = "linear"
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.01

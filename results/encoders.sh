@@ -19,10 +19,12 @@ run() { # workdir, config, corpus, further flags
 
 for encoder in "${encoders[@]}"; do
   corpora=(meld)
+  [ "$encoder" = all-MiniLM-L6-v2 ] && rate=5e-5 || rate=3e-5
   [ "$encoder" = all-MiniLM-L6-v2 ] && corpora+=(emorynlp)
   for corpus in "${corpora[@]}"; do
     # The encoder; Mtl-ERC-ES on its features; and on the published encoder's, for comparison.
-    run "$corpus-$encoder" "$corpus:encoder" "$corpus" --config.encoder="$encoder"
+    run "$corpus-$encoder" "$corpus:encoder" "$corpus" \
+      --config.encoder="$encoder" --config.train.learning_rate=$rate
     run "$corpus-$encoder-mtl" "$corpus" "$corpus" \
       --config.encoder="$runs/$corpus-$encoder" --config.seeds=3
     run "$corpus-$encoder-frozen" "$corpus" "$corpus" \
