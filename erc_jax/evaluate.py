@@ -33,6 +33,7 @@ from erc_jax.experiment import (
     seed_folders,
     to_arrays,
 )
+from erc_jax.progress import say
 from erc_jax.sharding import make_mesh, over_blocks
 from erc_jax.systems import Params, System, Task
 
@@ -164,8 +165,13 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     """
     config = load_config(workdir)
     config.update_from_flattened_dict(overrides)
-    sha256 = best_meta(workdir)["encoder"]["sha256"]
-    experiment = prepare(config, [split], encoder_sha256=sha256)
+    meta = best_meta(workdir)
+    experiment = prepare(config, [split], encoder_sha256=meta["encoder"]["sha256"])
+    if experiment.corpus.sha256 != meta["corpus"]["sha256"]:
+        say(
+            f"Note: this is not the {config.data.name} that {workdir} was trained on: SHA-256 "
+            f"{experiment.corpus.sha256[:8]} here, {meta['corpus']['sha256'][:8]} there"
+        )
     runs = [
         (seed, folder, load_run(folder, experiment.encoder))
         for seed, folder in seed_folders(config, workdir)

@@ -79,11 +79,21 @@ def prepare(
         for split, dialogues in corpus.splits.items()
     )
     say(f"{corpus.name}: dialogues (utterances) {sizes}")
-    encoder = load_encoder(config, sha256=encoder_sha256)
+    # Fine-tuning is made around its encoder; for others it is loaded when all else is known to fit.
+    encoder = None
+    if config.system == FINE_TUNING:
+        encoder = load_encoder(config, sha256=encoder_sha256)
     system = make_system(config, corpus.labels.counted(corpus.splits["train"]), encoder)
     for note in [*corpus.notes, *system.notes]:
         say(f"Note: {note}")
+    for task, labels in system.targets(corpus.splits["train"]).items():
+        if (labels < 0).all():
+            raise UserError(
+                f"{corpus.name}: no utterance of the training split has a label of {task}; leave "
+                "the task out (config.tasks), or see config.data.sentiment for where it is read"
+            )
     _check_select_metric(config, system.tasks[0])
+    encoder = encoder or load_encoder(config, sha256=encoder_sha256)
     examples = {
         split: to_arrays(
             corpus.splits[split],

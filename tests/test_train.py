@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -212,7 +213,7 @@ def scale_weights(encoder: Path, factor: float) -> None:
     save_file({k: np.float32(factor) * v for k, v in load_file(file).items()}, file)
 
 
-def test_a_split_is_scored_again_with_the_same_result(copied):
+def test_a_split_is_scored_again_with_the_same_result(copied, tmp_path, capsys):
     _, workdir, content = copied
     predictions = (workdir / "predictions_test.jsonl").read_bytes()
     block = evaluate_split(workdir, "test", {})
@@ -221,6 +222,10 @@ def test_a_split_is_scored_again_with_the_same_result(copied):
     assert without_run(read(workdir)) == without_run(content)
     assert (workdir / "predictions_test.jsonl").read_bytes() == predictions
 
+    assert "SHA-256" not in capsys.readouterr().out
+    other = write_corpus(tmp_path / "other", seed=1)
+    evaluate_split(workdir, "train", {"data.source": str(other)})
+    assert re.search(r"Note: this is not the own .*SHA-256 \w{8} here", capsys.readouterr().out)
     evaluate_split(workdir, "train", {})
     assert set(read(workdir)) == {"train", "validation", "test", "run"}
     assert {split: read(workdir)[split] for split in SPLITS} == without_run(content)
@@ -259,6 +264,7 @@ def test_patience_ends_a_run_and_any_split_and_score_may_choose(place, tmp_path)
         ({"train__batch_size": 0}, "train.batch_size is 0"),
         ({"train__decay": "step"}, "train.decay is 'step'"),
         ({"init_from": "runs/nowhere"}, "runs/nowhere: not a workdir"),
+        ({"data__sentiment": "column"}, "no utterance of the training split has a label of sent"),
         ({"system": "mtl_erc"}, "system is 'mtl_erc'.*mtl_erc_es"),
         ({"data__name": "mled"}, "data.name is 'mled'.*meld"),
         ({"data__neutral": "clam"}, "data.neutral is 'clam'"),

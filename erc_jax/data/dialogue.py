@@ -21,6 +21,7 @@ import io
 import itertools
 import json
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -197,7 +198,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
       UserError: the file cannot be written; what was there before is untouched.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    # Two programs that write the same file, such as cached features, must not meet.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
