@@ -32,3 +32,65 @@ def cross_entropy(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), classes)
     total = jnp.sum(weights)
     return jnp.sum(losses * weights) / jnp.where(total > 0, total, 1.0)
+
+
+def triplet_loss(
+    vectors: jax.Array, labels: Array, margin: float = 1.0, strategy: str = "all"
+) -> jax.Array:
+    """Mean of max(d(a, p) - d(a, n) + margin, 0) over triplets (SentEmoContext, section 3).
+
+    a and p are two labelled utterances of one class, n is one of another; d is the Euclidean
+    distance.
+
+    >>> float(triplet_loss(jnp.array([[0.0], [2.0], [3.0]]), jnp.array([0, 0, 1])))
+    1.0
+
+    Args:
+      vectors: float [N, D].
+      labels: int [N], a class, or negative where there is no label.
+      margin: by how much the other class should be farther away.
+      strategy: which triplets: "all"; "batch_hard": for each a, the farthest p with the nearest n;
+        "semi_hard": for each pair of a and p, the nearest n that is farther away than p, or the
+        farthest n if none is.
+
+    Returns:
+      float32 []; 0 where there is no triplet.
+
+    Raises:
+      ValueError: there is no such strategy.
+    """
+    known = labels >= 0
+    same = (labels[:, None] == labels[None, :]) & known[:, None] & known[None, :]
+    positive = same & ~jnp.eye(len(labels), dtype=bool)
+    negative = ~same & known[:, None] & known[None, :]
+    distance = _distances(vectors.astype(jnp.float32))
+    far = jnp.max(distance) + 1.0  # farther than anything, and finite
+    if strategy == "all":
+        # [a, p, n]
+        valid = positive[:, :, None] & negative[:, None, :]
+        losses = jax.nn.relu(distance[:, :, None] - distance[:, None, :] + margin)
+    elif strategy == "batch_hard":
+        valid = positive.any(1) & negative.any(1)
+        farthest = jnp.max(jnp.where(positive, distance, 0.0), axis=1)
+        nearest = jnp.min(jnp.where(negative, distance, far), axis=1)
+        losses = jax.nn.relu(farthest - nearest + margin)
+    elif strategy == "semi_hard":
+        # [a, p]
+        valid = positive & negative.any(1)[:, None]
+        farther = negative[:, None, :] & (distance[:, None, :] > distance[:, :, None])
+        nearest = jnp.min(jnp.where(farther, distance[:, None, :], far), axis=2)
+        farthest = jnp.max(jnp.where(negative, distance, 0.0), axis=1)
+        other = jnp.where(farther.any(2), nearest, farthest[:, None])
+        losses = jax.nn.relu(distance - other + margin)
+    else:
+        raise ValueError(f"strategy is {strategy!r}; expected 'all', 'batch_hard' or 'semi_hard'")
+    return jnp.sum(losses, where=valid) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def _distances(x: jax.Array) -> jax.Array:
+    """Euclidean distances float32 [N, N]; the gradient at 0 is 0, not infinite."""
+    squared = jnp.sum(x * x, axis=1)
+    gram = squared[:, None] + squared[None, :] - 2.0 * x @ x.T
+    # Rounding leaves small numbers, positive or negative, where two vectors are one.
+    apart = gram > 1e-6 * (squared[:, None] + squared[None, :])
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, gram, 1.0)), 0.0)

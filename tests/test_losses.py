@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from erc_jax import losses
-from erc_jax.losses import cross_entropy
+from erc_jax.losses import cross_entropy, triplet_loss
 
 
 def test_examples_of_the_docstrings():
@@ -51,3 +51,69 @@ def test_bfloat16_logits_give_a_float32_loss():
     loss = cross_entropy(logits, jnp.array([1, 1]))
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx((300 + np.log(1 + np.exp(-1))) / 2, rel=1e-4)
+
+
+def triplets_by_hand(vectors, labels, margin, strategy):
+    """The definition, in loops."""
+    n = len(labels)
+    distance = [[np.linalg.norm(a - b) for b in vectors] for a in vectors]
+    known = [i for i in range(n) if labels[i] >= 0]
+    terms = []
+    for a in known:
+        positives = [p for p in known if p != a and labels[p] == labels[a]]
+        negatives = [n for n in known if labels[n] != labels[a]]
+        if not positives or not negatives:
+            continue
+        far = max(distance[a][n] for n in negatives)
+        if strategy == "batch_hard":
+            pairs = [
+                (max(distance[a][p] for p in positives), min(distance[a][n] for n in negatives))
+            ]
+        elif strategy == "all":
+            pairs = [(distance[a][p], distance[a][n]) for p in positives for n in negatives]
+        else:
+            pairs = []
+            for p in positives:
+                farther = [distance[a][n] for n in negatives if distance[a][n] > distance[a][p]]
+                pairs.append((distance[a][p], min(farther, default=far)))
+        terms += [max(near - other + margin, 0.0) for near, other in pairs]
+    return np.mean(terms) if terms else 0.0
+
+
+@pytest.mark.parametrize("strategy", ["all", "batch_hard", "semi_hard"])
+@pytest.mark.parametrize("margin", [0.5, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_triplets_are_those_of_the_definition(strategy, margin, seed):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(12, 3)).astype(np.float32)
+    labels = rng.integers(-1, 4, 12)
+    found = triplet_loss(jnp.asarray(vectors), labels, margin, strategy)
+    assert found == pytest.approx(triplets_by_hand(vectors, labels, margin, strategy), abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["all", "batch_hard", "semi_hard"])
+def test_triplets_at_the_edges(strategy):
+    def gradient(vectors, labels):
+        return jax.grad(lambda x: triplet_loss(x, np.array(labels), strategy=strategy))(vectors)
+
+    # Nothing labelled, one class only, no two of a class: nothing to learn, and no NaN.
+    vectors = jax.random.normal(jax.random.key(0), (4, 3))
+    for labels in ([-1, -1, -1, -1], [2, 2, 2, 2], [0, 1, 2, 3], [0, -1, -1, 1]):
+        assert triplet_loss(vectors, np.array(labels), strategy=strategy) == 0.0
+        assert not gradient(vectors, labels).any()
+    # The same utterance twice, and all at one point.
+    for same in (vectors.at[1].set(vectors[0]), jnp.ones((4, 3))):
+        assert np.isfinite(gradient(same, [0, 0, 1, 1])).all()
+    assert triplet_loss(jnp.ones((4, 3)), np.array([0, 0, 1, 1]), strategy=strategy) == 1.0
+    # What carries no label is not there.
+    padded = jnp.concatenate([vectors, 9 * jnp.ones((3, 3))])
+    np.testing.assert_allclose(
+        triplet_loss(padded, np.array([0, 0, 1, 1, -1, -1, -1]), strategy=strategy),
+        triplet_loss(vectors, np.array([0, 0, 1, 1]), strategy=strategy),
+        atol=1e-6,
+    )
+
+
+def test_an_unknown_strategy():
+    with pytest.raises(ValueError, match="strategy is 'hard'; expected 'all'"):
+        triplet_loss(jnp.ones((2, 2)), np.array([0, 1]), strategy="hard")

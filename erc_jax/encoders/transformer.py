@@ -181,7 +181,7 @@ class EncoderLayer(nn.Module):
             hidden_key, attention_key = jax.random.split(key)
             drop = Dropout(hidden_key, tokens.reshape(-1), rates.hidden, 2 * size)
             drop_hidden = functools.partial(_over_tokens, drop)
-            drop_attention = PairDropout(attention_key, tokens, rates.attention, heads).all
+            drop_attention = PairDropout(attention_key, tokens, rates.attention, heads)
 
         def by_head(projected: jax.Array) -> jax.Array:
             # [R, H, W, D / H]: left to itself, XLA's CPU backend multiplies slowly.

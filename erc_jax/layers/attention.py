@@ -15,27 +15,39 @@ Drop = Callable[[jax.Array], jax.Array]  # dropout, or nothing in evaluation
 
 
 def sequence_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, layout: Layout, drop_weights: Drop
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    layout: Layout,
+    drop_weights: Drop,
+    heads: int = 1,
 ) -> jax.Array:
-    """Single-head scaled dot-product attention in which each utterance sees its own sequence only.
+    """Scaled dot-product attention in which each utterance sees its own sequence only.
 
     Args:
       query, key, value: float [N, D].
       layout: where the sequences stand in the R rows of T slots.
-      drop_weights: applied to the attention weights [R, T, T].
+      drop_weights: applied to the attention weights [R, heads, T, T].
+      heads: H, among which the D features are divided.
 
     Returns:
       float [N, D].
     """
-    # The scan's rows run along the second axis; the products below want them in front.
-    q, k, v = (gather_rows(x, layout).swapaxes(0, 1) for x in (query, key, value))
+
+    def rows(x: jax.Array) -> jax.Array:
+        # [R, H, T, D / H]. The scan's rows run along the second axis, the products want them first.
+        slots = gather_rows(x, layout)
+        return slots.reshape(*slots.shape[:2], heads, -1).transpose(1, 2, 0, 3)
+
+    q, k, v = rows(query), rows(key), rows(value)
     segment = layout.segment.T  # [R, T]
     same = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
-    scores = jnp.einsum("rqd,rkd->rqk", q, k) / jnp.sqrt(query.shape[-1]).astype(q.dtype)
+    scores = jnp.einsum("rhqd,rhkd->rhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
     # An empty slot sees nothing: the softmax is then uniform, finite, and never gathered back.
-    weights = jax.nn.softmax(jnp.where(same, scores, jnp.finfo(scores.dtype).min), axis=-1)
-    attended = jnp.einsum("rqk,rkd->rqd", drop_weights(weights), v)
-    return scatter_back(attended.swapaxes(0, 1), layout)
+    seen = jnp.where(same[:, None], scores, jnp.finfo(scores.dtype).min)
+    weights = drop_weights(jax.nn.softmax(seen, axis=-1))
+    attended = jnp.einsum("rhqk,rhkd->rhqd", weights, v).transpose(2, 0, 1, 3)
+    return scatter_back(attended.reshape(*attended.shape[:2], -1), layout)
 
 
 class ShiftUnit(nn.Module):
@@ -56,7 +68,7 @@ class ShiftUnit(nn.Module):
           memory: float [N, D], what is attended to.
           layout: the sequences within which attention stays.
           drop: dropout of the feed-forward network's hidden layer, float [N, D].
-          drop_weights: dropout of the attention weights, float [R, T, T].
+          drop_weights: dropout of the attention weights, float [R, 1, T, T].
 
         Returns:
           float [N, D].

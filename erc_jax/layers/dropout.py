@@ -43,14 +43,16 @@ class Dropout:
 class PairDropout:
     """Zeroes attention weights at random; a mask belongs to a pair of utterances.
 
+    Each call uses up as many of the drawn masks as its argument has heads.
+
     Args:
       key: PRNG key; None is evaluation, and nothing is dropped.
       ids: int32 [R, T], each utterance's place in the whole batch.
       rate: probability of a zero, in [0, 1).
-      calls: how many arrays of weights will be passed.
+      heads: sum of the heads of all weights that will be passed.
     """
 
-    def __init__(self, key: jax.Array | None, ids: Array, rate: float, calls: int):
+    def __init__(self, key: jax.Array | None, ids: Array, rate: float, heads: int):
         self._rate = rate
         self._bits = None
         self._used = 0
@@ -59,21 +61,15 @@ class PairDropout:
             # The queries' keys, folded again with each id of their row, give the pairs' draws.
             queries = jax.vmap(jax.random.fold_in, (None, 0))(key, ids.reshape(-1))
             of_row = jnp.repeat(ids, n_slots, axis=0)
-            bits = jax.vmap(lambda k, row: _draw(k, row, (calls,)))(queries, of_row)
-            self._bits = bits.reshape(*ids.shape, n_slots, calls)
+            bits = jax.vmap(lambda k, row: _draw(k, row, (heads,)))(queries, of_row)
+            self._bits = bits.reshape(*ids.shape, n_slots, heads)
 
     def __call__(self, weights: jax.Array) -> jax.Array:
-        """Drops weights, float [R, T, T], of each query (second axis) over the keys (last)."""
+        """Drops weights, float [R, H, T, T], of each query (third axis) over the keys (last)."""
         if self._bits is None:
             return weights
-        self._used += 1
-        return _drop(weights, self._rate, self._bits[..., self._used - 1])
-
-    def all(self, weights: jax.Array) -> jax.Array:
-        """Drops the weights of all calls at once: float [R, calls, T, T]."""
-        if self._bits is None:
-            return weights
-        return _drop(weights, self._rate, self._bits.transpose(0, 3, 1, 2))
+        start, self._used = self._used, self._used + weights.shape[1]
+        return _drop(weights, self._rate, self._bits[..., start : self._used].transpose(0, 3, 1, 2))
 
 
 def _draw(key: jax.Array, ids: Array, shape: tuple[int, ...]) -> jax.Array:

@@ -96,7 +96,7 @@ class Model(nn.Module):
             has_previous = (previous[level] >= 0)[:, None]
             t = jnp.where(has_previous, u - u[previous[level]], 0.0)
             # Equations 9 to 14.
-            drop_weights = PairDropout(level_key, ids[layout.index].T, self.dropout, calls=2)
+            drop_weights = PairDropout(level_key, ids[layout.index].T, self.dropout, heads=2)
             x1 = ShiftUnit(name=f"shift_{level}_1")(t, t, layout, drop, drop_weights)
             x2 = ShiftUnit(name=f"shift_{level}_2")(first[level], x1, layout, drop, drop_weights)
             inputs[f"shift_{level}"] = [x1, x2]

@@ -18,8 +18,8 @@ def kept(ids, key=KEY, rate=RATE, widths=(64,)):
 def kept_pairs(ids, key=KEY, rate=RATE, calls=1):
     """Which weights are kept, bool [R, T, T] for each array of a pass."""
     drop = PairDropout(key, jnp.asarray(ids), rate, calls)
-    ones = jnp.ones((*ids.shape, ids.shape[-1]))
-    return [np.asarray(drop(ones)) > 0 for _ in range(calls)]
+    ones = jnp.ones((len(ids), 1, ids.shape[-1], ids.shape[-1]))
+    return [np.asarray(drop(ones))[:, 0] > 0 for _ in range(calls)]
 
 
 def assert_uncorrelated(a, b):
@@ -30,7 +30,7 @@ def assert_uncorrelated(a, b):
 
 def test_evaluation_changes_nothing():
     x = jax.random.normal(KEY, (5, 8))
-    weights = jax.random.normal(KEY, (2, 4, 4))
+    weights = jax.random.normal(KEY, (2, 1, 4, 4))
     for key, rate in ((None, 0.5), (KEY, 0.0)):
         assert Dropout(key, jnp.arange(5), rate, 8)(x) is x
         assert PairDropout(key, jnp.zeros((2, 4), jnp.int32), rate, 1)(weights) is weights
@@ -46,7 +46,7 @@ def test_rate_and_expectation(rate):
     assert y.max() == pytest.approx(2 / (1 - rate), rel=1e-3)  # rates are multiples of 2**-16
     assert y.mean() == pytest.approx(2, abs=4 * 2 * deviation / (1 - rate))
     ids = jnp.arange(120).reshape(3, 40)
-    weights = np.asarray(PairDropout(KEY, ids, rate, 1)(jnp.full((3, 40, 40), 2.0)))
+    weights = np.asarray(PairDropout(KEY, ids, rate, 1)(jnp.full((3, 1, 40, 40), 2.0)))
     assert abs((weights == 0).mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / weights.size)
     assert weights.max() == y.max()
 
@@ -111,3 +111,10 @@ def test_attention_s_masks_are_independent_of_the_channels():
     (channels,) = kept(ids)
     (pairs,) = kept_pairs(ids[None])
     assert_uncorrelated(channels, pairs[0])
+
+
+def test_heads_are_drawn_as_calls_are():
+    ids = jnp.arange(12).reshape(2, 6)
+    together = np.asarray(PairDropout(KEY, ids, RATE, 3)(jnp.ones((2, 3, 6, 6)))) > 0
+    one_by_one = kept_pairs(ids, calls=3)
+    np.testing.assert_array_equal(together, np.stack(one_by_one, axis=1))
