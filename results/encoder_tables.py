@@ -15,6 +15,7 @@ ROWS = {  # the run's suffix: what it is
     "": "the encoder, fine-tuned, with a linear layer",
     "-mtl": "Mtl-ERC-ES on the fine-tuned encoder",
 }
+FROZEN_MINILM = "{}-all-MiniLM-L6-v2-frozen"  # is called by the corpus alone
 PAPER = {"meld": 66.50, "emorynlp": 39.46}  # Mtl-ERC-ES on a fine-tuned RoBERTa-large
 
 
@@ -22,10 +23,12 @@ def main(runs: Path) -> None:
     print("| corpus | encoder | system | validation | test | seeds | minutes |")
     print("|---|---|---|---|---|---|---|")
     for corpus, paper in PAPER.items():
-        for folder in sorted(runs.glob(f"{corpus}-*-frozen")):
-            name = folder.name.removesuffix("-frozen")
+        for folder in sorted(runs.glob(f"{corpus}-*-mtl")):
+            name = folder.name.removesuffix("-mtl")
             for suffix, system in ROWS.items():
-                content = json.loads((runs / (name + suffix) / "metrics.json").read_text())
+                run = name + suffix
+                run = corpus if run == FROZEN_MINILM.format(corpus) else run
+                content = json.loads((runs / run / "metrics.json").read_text())
                 facts = content["run"]
                 print(
                     f"| {corpus} | {name.removeprefix(corpus + '-')} | {system} "

@@ -27,7 +27,8 @@ for encoder in "${encoders[@]}"; do
       --config.encoder="$encoder" --config.train.learning_rate=$rate
     run "$corpus-$encoder-mtl" "$corpus" "$corpus" \
       --config.encoder="$runs/$corpus-$encoder" --config.seeds=3
-    run "$corpus-$encoder-frozen" "$corpus" "$corpus" \
-      --config.encoder="$encoder" --config.seeds=3
+    # MiniLM's is a run of results/mtl_erc_es.sh too: with the same RUNS it is not made twice.
+    [ "$encoder" = all-MiniLM-L6-v2 ] && frozen=$corpus || frozen=$corpus-$encoder-frozen
+    run "$frozen" "$corpus" "$corpus" --config.encoder="$encoder" --config.seeds=3
   done
 done
