@@ -264,7 +264,7 @@ def save_config(config: ConfigDict, workdir: Path) -> None:
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """The config of a run.
+    """The config of a run; fields that are newer than it have their defaults.
 
     Raises:
       UserError: the folder is not a workdir, or its config.json is damaged.
@@ -276,9 +276,12 @@ def load_config(workdir: Path) -> ConfigDict:
             f"python -m erc_jax.main --config CONFIG --workdir {workdir}"
         )
     try:
-        return ConfigDict(dict(_with_tuples(json.loads(path.read_text()))))
+        stored = ConfigDict(dict(_with_tuples(json.loads(path.read_text()))))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); train again in another workdir") from error
+    config = ConfigDict(base_config().to_dict())
+    config.update(stored)
+    return config
 
 
 def _with_tuples(value: Any) -> Any:

@@ -78,8 +78,8 @@ def test_an_unknown_config_names_the_nearest(tmp_path, monkeypatch):
 def test_an_unknown_variant_names_the_nearest():
     with pytest.raises(UserError, match=r"unknown variant 'papr'; did you mean paper\?"):
         read_config(find_config("meld:papr"))
-    with pytest.raises(UserError, match=r"unknown variant 'paper'; .*own\.py has none"):
-        read_config(find_config("own:paper"))
+    with pytest.raises(UserError, match=r"unknown variant 'paper'; .*quickstart\.py has none"):
+        read_config(find_config("quickstart:paper"))
 
 
 BASE = "from erc_jax.config import base_config\n"
@@ -173,3 +173,22 @@ def test_a_workdir_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="this is a file, expected a folder"):
         check_same_run(base_config(), tmp_path / "run")
+
+
+def test_a_run_of_an_older_version_has_the_defaults_of_newer_fields(tmp_path):
+    config = base_config()
+    config.train.epochs = 7
+    save_config(config, tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    del record["fine_tuning"], record["train"]["accumulate"]
+    record["of_a_later_version"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    loaded = load_config(tmp_path)
+    assert (loaded.train.epochs, loaded.train.accumulate) == (7, 1)
+    assert loaded.fine_tuning.to_dict() == config.fine_tuning.to_dict()
+    del record["of_a_later_version"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    check_same_run(config, tmp_path)
+    config.train.accumulate = 2
+    with pytest.raises(UserError, match=r"train\.accumulate is 1 there and 2 here"):
+        check_same_run(config, tmp_path)
