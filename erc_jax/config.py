@@ -23,7 +23,7 @@ from erc_jax.data.dialogue import write_whole
 from erc_jax.errors import UserError
 
 # Fields that may differ between two starts of one run: they change no result.
-FREE_FIELDS = ("log_every",)
+FREE_FIELDS = ("log_every", "fine_tuning.folds")
 
 
 def base_config() -> ConfigDict:
@@ -71,7 +71,7 @@ def base_config() -> ConfigDict:
     # Encoders that are fine-tuned besides, each on all but one of so many parts of the training
     # dialogues, to encode that part; systems then train on these features. 0 is none.
     fine_tuning.folds = 0
-    fine_tuning.dtype = "float32"  # of the computation; "bfloat16" halves memory on accelerators
+    fine_tuning.dtype = "float32"  # of the computation; "bfloat16" is faster on accelerators
     fine_tuning.scan_layers = False  # compiles once for all layers; slower steps on CPUs
     fine_tuning.remat = False  # computes layers again in the backward pass instead of keeping them
 
@@ -82,9 +82,9 @@ def base_config() -> ConfigDict:
     train.epochs = 100  # at most; see patience
     train.batch_size = 32  # dialogues; of a system on tokens, see fine_tuning.context
     train.accumulate = 1  # steps whose gradients are averaged into one update
-    train.class_weights = "none"  # "balanced" weighs classes by their inverse frequency
+    train.class_weights = "none"  # of emotions; "balanced" is by their inverse frequency
     train.learning_rate = 1e-4  # of Adam, at its highest
-    train.warmup_steps = 0  # steps from 0 up to the learning rate
+    train.warmup_steps = 0  # updates from 0 up to the learning rate; at most a quarter of all
     train.decay = "none"  # of the learning rate down to 0 at the last step: "linear", "cosine"
     train.weight_decay = 0.0  # decoupled, as in AdamW
     train.clip_norm = 0.0  # largest global norm of the gradient; 0 does not clip

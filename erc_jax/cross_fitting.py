@@ -9,12 +9,16 @@ test are encoded by the encoder of all training dialogues.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from erc_jax.data.features import load_features, save_features
+from erc_jax.encoders.sentence import CROSS_FITTED
+from erc_jax.errors import UserError
 from erc_jax.experiment import Experiment, to_arrays
 from erc_jax.progress import say
 from erc_jax.systems.fine_tuning import FineTuning
@@ -38,21 +42,34 @@ def out_of_fold_features(
 
     Returns:
       float32 [N, D], for the training utterances in order.
+
+    Raises:
+      UserError: there are more folds than dialogues.
     """
     system, encoder = experiment.system, experiment.encoder
     if not isinstance(system, FineTuning):
         raise TypeError("only fine-tuning is cross-fitted")
     dialogues = experiment.corpus.splits["train"]
+    if folds > len(dialogues):
+        raise UserError(f"fine_tuning.folds is {folds}, for {len(dialogues)} training dialogues")
     lengths = [len(dialogue.utterances) for dialogue in dialogues]
     fold_of = np.random.default_rng(0).permutation(len(dialogues)) % folds
     features = np.zeros((sum(lengths), encoder.width), np.float32)
     for fold in range(folds):
         say(f"\nFold {fold + 1} of {folds}")
-        others = [d for d, of in zip(dialogues, fold_of, strict=True) if of != fold]
-        train = to_arrays(others, encoder, system, system.targets(others))
-        part = dataclasses.replace(experiment, examples={**experiment.examples, "train": train})
-        params, _ = make_trainer(part).fit(seed, workdir / "folds" / str(fold))
-        tuned = encoder.adapted(params=system.encoder_params(params))
         held_out = [d for d, of in zip(dialogues, fold_of, strict=True) if of == fold]
-        features[np.repeat(fold_of == fold, lengths)] = tuned.encode_dialogues(held_out)
+        folder = workdir / "folds" / f"{fold}_of_{folds}"
+        kept = folder / CROSS_FITTED
+        of_fold = load_features(kept, held_out)
+        if of_fold is None:
+            others = [d for d, of in zip(dialogues, fold_of, strict=True) if of != fold]
+            train = to_arrays(others, encoder, system, system.targets(others))
+            part = dataclasses.replace(experiment, examples={**experiment.examples, "train": train})
+            params, _ = make_trainer(part).fit(seed, folder)
+            tuned = encoder.adapted(params=system.encoder_params(params))
+            of_fold = tuned.encode_dialogues(held_out)
+            save_features(kept, of_fold, held_out)
+            # Gigabytes, of which nothing is needed any more.
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        features[np.repeat(fold_of == fold, lengths)] = of_fold
     return features

@@ -198,13 +198,16 @@ def _classes(system: System) -> str:
     return "; ".join(f"{task.name} {', '.join(task.classes)}" for task in system.tasks)
 
 
-def evaluate_file(workdir: Path, path: Path, output: Path | None) -> dict[str, Any]:
+def evaluate_file(
+    workdir: Path, path: Path, output: Path | None, *, encoder: str | None = None
+) -> dict[str, Any]:
     """Scores a run on labelled conversations of one's own.
 
     Args:
       workdir: the run's folder; of several seeds, the one that predicts.
       path: JSON lines or CSV whose labels are those of the run.
       output: file for the scores, if wanted.
+      encoder: where the run's encoder is now, if it is not where it was.
 
     Returns:
       {the file's name: the block of scores}.
@@ -216,7 +219,7 @@ def evaluate_file(workdir: Path, path: Path, output: Path | None) -> dict[str, A
     dialogues = [dialogue for _, dialogue in located]
     if not any(u.emotion for dialogue in dialogues for u in dialogue.utterances):
         raise UserError(f'{path}: no utterance has an "emotion"; use --mode predict')
-    run = load_run(workdir)
+    run = load_run(workdir, encoder)
     emotions = run.system.tasks[0].classes
     for places, dialogue in located:
         for place, utterance in zip(places, dialogue.utterances, strict=True):

@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 
 from erc_jax import metrics
 from erc_jax.checkpoint import Checkpointer
-from erc_jax.config import check_values, load_config
+from erc_jax.config import base_config, check_values, load_config
 from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
-from erc_jax.data.features import save_features, utterance_features
+from erc_jax.data.features import save_features, stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
@@ -65,8 +65,7 @@ def prepare(
       UserError: something in config, corpus or encoder does not fit.
     """
     check_values(config)
-    if config.fine_tuning.folds and config.system != FINE_TUNING:
-        raise UserError("fine_tuning.folds is for runs that fine-tune an encoder: CONFIG:encoder")
+    _check_fine_tuning(config)
     corpus = load_corpus(
         config.data.name,
         config.data.source,
@@ -104,7 +103,28 @@ def prepare(
         )
         for split in splits
     }
+    if "train" in splits and not stands_for(encoder, corpus.splits["train"]):
+        say(
+            f"Note: {encoder.name} keeps cross-fitted features, but of other training dialogues "
+            "(another corpus, version or order), so these are encoded as all others are"
+        )
     return Experiment(corpus, encoder, system, examples)
+
+
+def _check_fine_tuning(config: ConfigDict) -> None:
+    how, unchanged = config.fine_tuning, base_config().fine_tuning
+    if config.system != FINE_TUNING:
+        for field in how:
+            if how[field] != unchanged[field]:
+                raise UserError(
+                    f"fine_tuning.{field} is for runs that fine-tune an encoder; give "
+                    "--config CONFIG:encoder, or leave the field out"
+                )
+    if how.folds and config.init_from:
+        raise UserError(
+            "fine_tuning.folds with init_from: the other run may have seen all of the dialogues "
+            "that each fold keeps out; leave one of them out"
+        )
 
 
 def load_encoder(config: ConfigDict, *, sha256: str | None = None) -> SentenceEncoder:
@@ -201,15 +221,12 @@ def best_run(config: ConfigDict, workdir: Path) -> Path:
 
 
 def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> None:
-    """Puts what the best run left beside the means over several seeds: predictions, an encoder."""
+    """Puts the predictions of the run that predicts beside the means over several seeds."""
     best = best_run(config, workdir)
     if best != workdir:
         for split in splits:
             name = f"predictions_{split}.jsonl"
             write_whole(workdir / name, (best / name).read_bytes())
-        for file in sorted((best / ENCODER).rglob("*")):
-            if file.is_file():
-                write_whole(workdir / file.relative_to(best), file.read_bytes())
 
 
 def save_encoder(
@@ -231,6 +248,19 @@ def save_encoder(
         experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
 
 
+def publish_encoder(config: ConfigDict, workdir: Path) -> None:
+    """Puts the encoder of the run that predicts, if runs leave one, beside the means."""
+    best = best_run(config, workdir)
+    source, target = best / ENCODER, workdir / ENCODER
+    if best == workdir or not source.is_dir():
+        return
+    # config.json goes first and comes last: without it the folder is no model.
+    (target / "config.json").unlink(missing_ok=True)
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    for file in sorted(files, key=lambda path: path == source / "config.json"):
+        write_whole(target / file.relative_to(source), file.read_bytes())
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a trained run left: all that prediction needs."""
@@ -250,12 +280,12 @@ def best_meta(workdir: Path) -> dict[str, Any]:
     return Checkpointer(best_run(load_config(workdir), workdir)).best_meta()
 
 
-def load_run(workdir: Path, encoder: SentenceEncoder | None = None) -> Run:
+def load_run(workdir: Path, encoder: SentenceEncoder | str | None = None) -> Run:
     """The best checkpoint of a workdir and the system that it belongs to.
 
     Args:
       workdir: of the run.
-      encoder: the run's, if it is loaded already.
+      encoder: the run's, if it is loaded already, or where it is now, if that has changed.
 
     Raises:
       UserError: the folder is not a workdir, nothing in it can be read, or the encoder that it
@@ -267,9 +297,8 @@ def load_run(workdir: Path, encoder: SentenceEncoder | None = None) -> Run:
     meta = checkpoints.best_meta()
     if encoder is None and config.system == FINE_TUNING:
         encoder = SentenceEncoder.from_pretrained(str(folder))
-    elif encoder is None:
-        named = meta["encoder"]
-        encoder = SentenceEncoder.from_pretrained(named["name"], sha256=named["sha256"])
+    elif not isinstance(encoder, SentenceEncoder):
+        encoder = _encoder_of(meta["encoder"], encoder)
     system = make_system(config, labels_from_json(meta["labels"]), encoder)
     blank = blank_batch(system, encoder)
     on_every_device = replicated(make_mesh())
@@ -279,6 +308,24 @@ def load_run(workdir: Path, encoder: SentenceEncoder | None = None) -> Run:
     )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
     return Run(system, restored["params"], encoder, meta["selection"])
+
+
+def _encoder_of(named: Mapping[str, Any], place: str | None) -> SentenceEncoder:
+    """The encoder that a run was trained with.
+
+    Args:
+      named: what the run's checkpoint says of it.
+      place: where it is now, if not where it was.
+    """
+    if place is None:
+        # A folder that was named relative to where the run was started.
+        folder = Path(named.get("folder", ""))
+        is_local = not Path(named["name"]).is_dir() and (folder / "config.json").is_file()
+        place = str(folder) if is_local else named["name"]
+    try:
+        return SentenceEncoder.from_pretrained(place, sha256=named["sha256"])
+    except UserError as error:
+        raise UserError(f"{error}\nIf the encoder is elsewhere now: --encoder=PLACE") from error
 
 
 def labels_to_json(labels: LabelSpace) -> dict[str, Any]:

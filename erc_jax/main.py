@@ -34,6 +34,9 @@ _SPLIT = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_string(
     "input", None, "predict: conversations to label, JSON lines or CSV. evaluate: labelled ones."
 )
+_ENCODER = flags.DEFINE_string(
+    "encoder", None, "predict, evaluate --input: where the run's encoder is, if it has moved."
+)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "predict: file for the labelled JSON lines. evaluate --input: for the scores."
 )
@@ -54,7 +57,7 @@ def _evaluate(workdir: Path) -> None:
 
     if _INPUT.value:
         output = Path(_OUTPUT.value) if _OUTPUT.value else None
-        show_scores(evaluate_file(workdir, Path(_INPUT.value), output))
+        show_scores(evaluate_file(workdir, Path(_INPUT.value), output, encoder=_ENCODER.value))
         return
     overrides = _overrides_of_finished(workdir) if _CONFIG.value else {}
     show_scores(evaluate_split(workdir, _SPLIT.value, overrides))
@@ -86,7 +89,8 @@ def _predict(workdir: Path) -> None:
     if not _INPUT.value:
         raise UserError("--mode predict needs --input: conversations as JSON lines or CSV")
     dialogues = load_dialogues(_INPUT.value)
-    labelled = Recognizer.from_pretrained(workdir).predict(dialogues)
+    recognizer = Recognizer.from_pretrained(workdir, encoder=_ENCODER.value)
+    labelled = recognizer.predict(dialogues)
     if _OUTPUT.value:
         save_dialogues(_OUTPUT.value, labelled)
         print(f"{len(labelled)} labelled conversations in {_OUTPUT.value}")

@@ -33,14 +33,18 @@ class Recognizer:
         self._predictor = Predictor(system, make_mesh())
 
     @classmethod
-    def from_pretrained(cls, workdir: str | Path) -> Recognizer:
+    def from_pretrained(cls, workdir: str | Path, *, encoder: str | None = None) -> Recognizer:
         """Loads the best checkpoint of a run, and the encoder that it names.
+
+        Args:
+          workdir: of the run.
+          encoder: where the run's encoder is now, if it is not where it was.
 
         Raises:
           UserError: the folder is not a workdir, nothing in it can be read, or the encoder is not
             the one that the model was trained with.
         """
-        run = load_run(Path(workdir))
+        run = load_run(Path(workdir), encoder)
         return cls(run.system, run.params, run.encoder)
 
     @overload

@@ -28,6 +28,7 @@ from erc_jax.experiment import (
     labels_to_json,
     prepare,
     publish_best,
+    publish_encoder,
     run_facts,
     save_encoder,
     seed_folders,
@@ -39,7 +40,9 @@ from erc_jax.transfer import take_over
 
 SCORED_SPLITS = ("validation", "test")
 # A checkpoint is written whenever the selection score improves, and this often besides.
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
+SECONDS_BETWEEN_CHECKPOINTS = 120.0
+# What is saved within an epoch has no score yet; no score is below this one.
+NOT_SCORED = -1.0
 
 
 @struct.dataclass
@@ -58,7 +61,8 @@ class Selection:
     epoch: int = 0  # epochs done
     best_epoch: int = 0
     best_step: int = 0
-    best_score: float = -1.0
+    best_score: float = NOT_SCORED
+    seconds: float = 0.0  # that training took up to here, over all starts
 
     def update(self, step: int, score: float) -> bool:
         """Notes the score of one more epoch; returns whether it is the best so far."""
@@ -83,7 +87,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       UserError: config, data, encoder or workdir do not fit, the loss is no longer finite, or
         nothing can be written.
     """
-    started = time.monotonic()
     check_same_run(config, workdir)
     if config.init_from:
         load_config(Path(config.init_from))  # a wrong path is better met before the features
@@ -112,9 +115,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             of_seed = {split: runs[-1:] for split, runs in counts.items()}
             metrics_file(folder, tasks, of_seed, run_facts(config, experiment, chosen[-1:]))
     facts = run_facts(config, experiment, chosen)
-    facts["seconds"] = round(time.monotonic() - started, 1)
+    facts["seconds"] = round(sum(run["seconds"] for run in chosen), 1)
     content = metrics_file(workdir, tasks, counts, facts)
     publish_best(config, workdir, SCORED_SPLITS)
+    publish_encoder(config, workdir)
     return content
 
 
@@ -145,7 +149,7 @@ class Trainer:
             state, meta = restored
             self.check_same_data(meta, workdir)
             selection = Selection(**meta["selection"])
-            say(f"Going on after epoch {selection.epoch} (step {int(state.step)})")
+            say(f"Going on from step {int(state.step)}, after {selection.epoch} whole epochs")
         elif self.config.init_from:
             state = self.new_state(self.take_over(state.params))
 
@@ -172,6 +176,7 @@ class Trainer:
         """Trains on from where ``selection`` is, which is kept up to date; the state is donated."""
         config, examples = self.config, self.experiment.examples["train"]
         step = int(state.step)
+        started, seconds_before = time.monotonic(), selection.seconds
         log = RunLog(workdir, resume_step=step)
         progress = TrainingProgress(config.train.epochs, self.steps_per_epoch, step)
         pending: list[dict[str, jax.Array]] = []
@@ -179,7 +184,8 @@ class Trainer:
         while not self.is_over(selection):
             # 1. Steps. Losses stay on the device until a line of progress is due.
             order = training_order(examples, config.train.batch_size, seed, selection.epoch)
-            for items in order:
+            end = (selection.epoch + 1) * self.steps_per_epoch
+            for items in order[step - end :]:  # what a run that was stopped has not done
                 batch = examples.batch(items, self.mesh.size)
                 progress.saw(int(batch.real.sum()))
                 on_device = jax.device_put(batch, over_blocks(self.mesh))
@@ -188,11 +194,17 @@ class Trainer:
                 step += 1
                 if step % config.log_every == 0:
                     self.report(step, pending, progress, log)
+                if step < end and time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                    self.report(step, pending, progress, log)
+                    selection.seconds = seconds_before + time.monotonic() - started
+                    checkpoints.save(step, state, self.meta(selection), NOT_SCORED)
+                    saved_at = time.monotonic()
 
             # 2. Validation. Nothing is saved before losses and scores are known to be finite.
             self.report(step, pending, progress, log)
             score, scores = self.validate(step, state.params)
             better = selection.update(step, score)
+            selection.seconds = seconds_before + time.monotonic() - started
             progress.validated(
                 f"{config.train.select_on} {config.train.select_metric}",
                 score,
@@ -216,7 +228,7 @@ class Trainer:
 
     def take_over(self, params: Params) -> Params:
         experiment, source = self.experiment, Path(self.config.init_from)
-        return take_over(params, experiment.system.tasks, experiment.encoder, source)
+        return take_over(params, experiment.system, experiment.encoder, source)
 
     def new_state(self, params: Params) -> TrainState:
         """The state before the first step, whole on every device of the mesh."""
@@ -272,6 +284,7 @@ class Trainer:
             "corpus": {"name": experiment.corpus.name, "sha256": experiment.corpus.sha256},
             "encoder": {
                 "name": experiment.encoder.name,
+                "folder": str(experiment.encoder.folder),
                 "sha256": experiment.encoder.sha256,
                 "width": experiment.encoder.width,
             },
@@ -306,8 +319,13 @@ class Trainer:
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
     """Adam, with warm-up, decay, weight decay, clipping and accumulation as the config says."""
     train = config.train
-    warmup = train.warmup_steps
     updates = train.epochs * steps_per_epoch // train.accumulate
+    if not updates:
+        raise UserError(
+            f"train.accumulate is {train.accumulate}, but the run has "
+            f"{train.epochs * steps_per_epoch} steps in all; no update would be made"
+        )
+    warmup = min(train.warmup_steps, updates // 4)
     decay_steps = max(updates - warmup, 1)
     after = {
         "none": lambda: optax.constant_schedule(train.learning_rate),
@@ -330,7 +348,7 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
 def decayed(params: Params) -> Any:
     """True for the parameters that weight decay shrinks: not for biases and scales of norms."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("bias", "scale"), params
+        lambda path, _: not path[-1].key.endswith(("bias", "scale")), params
     )
 
 

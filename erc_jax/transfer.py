@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,19 @@ from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import best_meta, load_run
 from erc_jax.progress import say
-from erc_jax.systems import HEAD, Params, Task
+from erc_jax.systems import HEAD, Params, System
+from erc_jax.systems.fine_tuning import FineTuning
 
 
-def take_over(
-    params: Params, tasks: Sequence[Task], encoder: SentenceEncoder, source: Path
-) -> Params:
+def take_over(params: Params, system: System, encoder: SentenceEncoder, source: Path) -> Params:
     """Replaces fresh parameters by those of another run's best checkpoint, where they fit.
 
-    A head whose label names differ stays fresh, and so does what the other run does not have;
-    this is said.
+    A module is taken whole or not at all. A head whose label names differ stays fresh, and so does
+    what the other run does not have; this is said.
 
     Args:
       params: fresh parameters of the new run.
-      tasks: the new run's tasks.
+      system: the new run's.
       encoder: the new run's encoder; the other run must have used the same.
       source: the other run's workdir.
 
@@ -40,26 +38,31 @@ def take_over(
             f"{encoder.name}; give --config.encoder={name}"
         )
     other = load_run(source, encoder)
+    taken = _as_published(other.system, other.params)
     classes = {task.name: task.classes for task in other.system.tasks}
-    same_labels = {HEAD + task.name for task in tasks if classes.get(task.name) == task.classes}
-    taken = {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(other.params)
+    other_labels = {
+        HEAD + task.name for task in system.tasks if classes.get(task.name) != task.classes
     }
-    fresh: set[str] = set()
-
-    def choose(path: Any, leaf: jax.Array) -> jax.Array:
-        module = path[0].key
-        found = taken.get(jax.tree_util.keystr(path))
-        is_other_head = module.startswith(HEAD) and module not in same_labels
-        if found is None or found.shape != leaf.shape or is_other_head:
-            fresh.add(module)
-            return leaf
-        return found.astype(leaf.dtype)
-
-    params = jax.tree_util.tree_map_with_path(choose, params)
+    result, fresh = {}, []
+    for module, leaves in _as_published(system, params).items():
+        fits = module in taken and _shapes(taken[module]) == _shapes(leaves)
+        if fits and module not in other_labels:
+            result[module] = jax.tree.map(lambda x, y: x.astype(y.dtype), taken[module], leaves)
+        else:
+            result[module] = leaves
+            fresh.append(module)
     say(
         f"Weights taken from {source}"
         + (f"; these start fresh: {', '.join(sorted(fresh))}" if fresh else "")
     )
-    return params
+    return system.from_published(result) if isinstance(system, FineTuning) else result
+
+
+def _as_published(system: System, params: Params) -> Params:
+    """An encoder's layers may be stacked in one run and apart in the other."""
+    return system.to_published(params) if isinstance(system, FineTuning) else params
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}

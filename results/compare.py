@@ -2,9 +2,9 @@
 
 python results/compare.py RUN OTHER_RUN [SPLIT]
 
-Prints the difference of the runs' means over seeds and its 95% interval, in percent; a difference
-whose interval lies on one side of 0 is one that another set of dialogues, and other seeds, would
-show again. Choices are made on "validation", the default.
+Prints the difference of the runs' means over seeds and its 95% interval, in percent. The interval
+speaks of other dialogues; of other seeds only as far as so few of them can. Choices are made on
+"validation", the default.
 """
 
 from __future__ import annotations

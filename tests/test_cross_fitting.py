@@ -31,7 +31,8 @@ def test_a_dialogue_is_encoded_by_an_encoder_that_was_not_trained_on_it(experime
         """Its "training" scales all parameters, by another factor for each fold."""
 
         def fit(seed, folder):
-            assert folder == tmp_path / "folds" / str(len(seen))
+            assert folder == tmp_path / "folds" / f"{len(seen)}_of_3"
+            (folder / "checkpoints").mkdir(parents=True)
             seen.append(part.examples["train"].n_utterances)
             params = part.system.init(jax.random.key(seed), None)
             params = jax.tree.map(lambda x: x * (1 + 0.1 * len(seen)), params)
@@ -54,6 +55,13 @@ def test_a_dialogue_is_encoded_by_an_encoder_that_was_not_trained_on_it(experime
     held_out = np.bincount(encoded_by, minlength=3)
     assert sorted(held_out) == [2, 3, 3]
     assert seen == (32 - 4 * held_out).tolist()
+
+    # What is done is kept, without the checkpoints, and not done again.
+    assert not list(tmp_path.rglob("checkpoints"))
+    again = out_of_fold_features(experiment, None, 3, 0, tmp_path)
+    np.testing.assert_array_equal(again, features)
+    with pytest.raises(UserError, match="folds is 9, for 8 training dialogues"):
+        out_of_fold_features(experiment, make_trainer, 9, 0, tmp_path)
 
 
 def test_they_stand_for_those_dialogues_only_and_change_the_fingerprint(experiment, tmp_path):
@@ -94,3 +102,18 @@ def test_one_fold_or_another_system_is_refused(place):
         check_values(tiny_config(place, fine_tuning__folds=1))
     with pytest.raises(UserError, match=r"folds is for runs that fine-tune an encoder"):
         prepare(tiny_config(place, fine_tuning__folds=2))
+    with pytest.raises(UserError, match=r"pooling is for runs that fine-tune an encoder"):
+        prepare(tiny_config(place, fine_tuning__pooling="cls"))
+    fields = {"system": "fine_tuning", "fine_tuning__folds": 2, "init_from": "runs/x"}
+    with pytest.raises(UserError, match=r"folds with init_from: the other run may have seen"):
+        prepare(tiny_config(place, **fields))
+
+
+def test_other_training_dialogues_are_told(experiment, place, tmp_path, capsys):
+    params = experiment.system.init(jax.random.key(0), None)
+    save_encoder(experiment, params, tmp_path, np.ones((32, 16), np.float32))
+    prepare(tiny_config(place, encoder=str(tmp_path)), ["train"])
+    assert "keeps cross-fitted features, but" not in capsys.readouterr().out
+    save_features(tmp_path / ENCODER / "train_features.safetensors", np.ones((4, 16)), [])
+    prepare(tiny_config(place, encoder=str(tmp_path)), ["train"])
+    assert "keeps cross-fitted features, but of other training dial" in capsys.readouterr().out

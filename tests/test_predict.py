@@ -241,3 +241,27 @@ def test_an_unknown_label_names_its_place(workdir, tmp_path):
     path = write_lines(tmp_path / "talk.jsonl", lines)
     with pytest.raises(UserError, match=r"talk\.jsonl:2: utterance 1: unknown label 'rage'.*calm"):
         evaluate_file(workdir, path, None)
+
+
+def test_an_encoder_that_was_named_from_elsewhere_or_has_moved(
+    place, tmp_path, monkeypatch, predict
+):
+    write_encoder(tmp_path / "a" / "enc", hidden_size=16)
+    monkeypatch.chdir(tmp_path / "a")
+    workdir = untrained(place, tmp_path / "run", **EMOTION_ONLY, encoder="enc")
+    before = Recognizer.from_pretrained(workdir).predict(TALK)
+    monkeypatch.chdir(tmp_path)
+    assert Recognizer.from_pretrained(workdir).predict(TALK) == before
+    shutil.move(tmp_path / "a" / "enc", tmp_path / "b")
+    with pytest.raises(UserError, match=r"(?s)enc.*If the encoder is elsewhere now: --encoder="):
+        Recognizer.from_pretrained(workdir)
+    assert Recognizer.from_pretrained(workdir, encoder=str(tmp_path / "b")).predict(TALK) == before
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, TALK)))
+    message, shown = predict(
+        *("--input", tmp_path / "talk.jsonl", "--encoder", tmp_path / "b"), workdir=workdir
+    )
+    assert message is None
+    assert "oh my" in shown
+    other = write_encoder(tmp_path / "other", hidden_size=16, num_hidden_layers=1)
+    with pytest.raises(UserError, match="not the encoder that the model was trained with"):
+        Recognizer.from_pretrained(workdir, encoder=str(other))

@@ -154,15 +154,16 @@ def test_the_finished_command_again_changes_nothing_but_the_run_block(copied, ca
     assert "step 8" in capsys.readouterr().out
 
 
-def test_a_killed_run_goes_on_to_the_same_end(copied, monkeypatch, tmp_path):
-    """Killed between two checkpoints, with half a line in its log."""
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_a_killed_run_goes_on_to_the_same_end(copied, monkeypatch, tmp_path, saves):
+    """Killed between two checkpoints, within an epoch or after it; half a line is in its log."""
     config, workdir, content = copied
     shutil.rmtree(workdir)
     steps = []
 
     def save_and_die(self, step, *rest):
         steps.append(step)
-        if len(steps) == 2:
+        if len(steps) > saves:
             raise KeyboardInterrupt
         save(self, step, *rest)
         self.wait()
@@ -175,8 +176,10 @@ def test_a_killed_run_goes_on_to_the_same_end(copied, monkeypatch, tmp_path):
             train(config, workdir)
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
-    assert steps == [2, 4]
+    assert steps == [1, 2, 3, 4][: saves + 1]
     assert without_run(train(config, workdir)) == without_run(content)
+    epochs = [record for record in log_of(workdir) if "epoch" in record]
+    assert [record["step"] for record in epochs] == [2, 4, 6, 8]
 
 
 def test_a_corrupt_newest_checkpoint_is_said_and_made_good(copied, caplog):
@@ -378,6 +381,36 @@ def test_a_full_disk_at_the_end_is_told(copied, monkeypatch):
     with pytest.raises(UserError, match="cannot be written \\(No space left on device\\)"):
         train(config, workdir)
     assert read(workdir) == json.loads(json.dumps(content))
+
+
+def test_what_an_optimizer_cannot_do(place, tmp_path):
+    config = tiny_config(place, **EMOTION_ONLY, train__accumulate=100)
+    with pytest.raises(UserError, match=r"accumulate is 100, but the run has 8 steps in all"):
+        train(config, tmp_path / "run")
+
+
+def test_weight_decay_spares_biases_and_scales():
+    params = {"lstm": {"forward_bias": 0, "forward_hidden_kernel": 0}, "norm": {"scale": 0}}
+    assert train_module.decayed(params) == {
+        "lstm": {"forward_bias": False, "forward_hidden_kernel": True},
+        "norm": {"scale": False},
+    }
+
+
+def test_warm_up_takes_a_quarter_of_a_short_run_at_most(place):
+    def rate_after(updates, **fields):
+        optimizer = train_module.make_optimizer(
+            tiny_config(place, train__learning_rate=1.0, train__epochs=1, **fields), updates
+        )
+        state = optimizer.init({"x": jax.numpy.ones(())})
+        rates = []
+        for _ in range(updates):
+            step, state = optimizer.update({"x": jax.numpy.ones(())}, state, {"x": 1.0})
+            rates.append(round(-float(step["x"]), 3))
+        return rates
+
+    assert rate_after(8, train__warmup_steps=100, train__decay="linear")[:4] == [0, 0.5, 1, 0.833]
+    assert rate_after(16, train__warmup_steps=2)[:4] == [0, 0.5, 1, 1]
 
 
 def test_a_run_starts_from_another_ones_weights(place, run, tmp_path, capsys):

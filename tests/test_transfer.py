@@ -1,6 +1,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from erc_jax import transfer
 from erc_jax.config import base_config
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
-from erc_jax.experiment import Run, blank_batch
+from erc_jax.experiment import Run, blank_batch, load_encoder
 from erc_jax.systems import HEAD, make_system
+from tests.tiny import tiny_config
 
 EMOTIONS = ("angry", "calm", "happy")
 POLARITY = {"angry": "negative", "calm": "neutral", "happy": "positive"}
@@ -39,7 +41,7 @@ def take_over(monkeypatch):
         trained = Run(other, filled(other, 1.0), encoder, {})
         monkeypatch.setattr(transfer, "best_meta", lambda source: {"encoder": record})
         monkeypatch.setattr(transfer, "load_run", lambda source, encoder: trained)
-        params = transfer.take_over(filled(new, 0.0), new.tasks, encoder, Path("runs/meld"))
+        params = transfer.take_over(filled(new, 0.0), new, encoder, Path("runs/meld"))
         taken = {}
         for module, leaves in params.items():
             values = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(leaves)}
@@ -92,4 +94,26 @@ def test_another_encoder_is_refused(monkeypatch):
     with pytest.raises(
         UserError, match=r"features of enc, this run reads other.*config\.encoder=enc"
     ):
-        transfer.take_over(filled(system, 0.0), system.tasks, encoder, Path("runs/meld"))
+        transfer.take_over(filled(system, 0.0), system, encoder, Path("runs/meld"))
+
+
+def test_an_encoders_layers_may_be_stacked_in_one_run_and_apart_in_the_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("ERC_JAX_CACHE", str(tmp_path / "cache"))
+    labels = LabelSpace(("calm", "happy", "sad"))
+    for old, new in ((False, True), (True, False)):
+        systems = []
+        for scan in (old, new):
+            fields = {"system": "fine_tuning", "fine_tuning__scan_layers": scan}
+            config = tiny_config(tmp_path, **fields)
+            encoder = load_encoder(config)
+            systems.append(make_system(config, labels, encoder))
+        other, system = systems
+        trained = jax.tree.map(lambda x: x + 1, other.init(jax.random.key(0), None))
+        record = {"name": "enc", "sha256": encoder.sha256}
+        monkeypatch.setattr(transfer, "best_meta", lambda source, r=record: {"encoder": r})
+        run = Run(other, trained, encoder, {})
+        monkeypatch.setattr(transfer, "load_run", lambda source, encoder, run=run: run)
+        fresh = system.init(jax.random.key(1), None)
+        taken = transfer.take_over(fresh, system, encoder, Path("runs/meld"))
+        chex.assert_trees_all_equal(system.to_published(taken), other.to_published(trained))
+        chex.assert_trees_all_equal_shapes(taken, fresh)

@@ -21,7 +21,7 @@ from erc_jax.progress import say
 ENCODING_VERSION = 2
 
 
-class Encoder(Protocol):
+class FeatureMaker(Protocol):
     """What makes features; see ``erc_jax.encoders.sentence.SentenceEncoder``."""
 
     fingerprint: str  # two encoders with the same one give the same vectors
@@ -35,7 +35,7 @@ class Encoder(Protocol):
 
 def utterance_features(
     dialogues: Sequence[Dialogue],
-    encoder: Encoder,
+    encoder: FeatureMaker,
     *,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -54,7 +54,7 @@ def utterance_features(
     Raises:
       UserError: the encoder gave NaN or infinity; the message names dialogue and utterance.
     """
-    if encoder.cross_fitted and _dialogues_of(encoder.cross_fitted) == _key(dialogues):
+    if encoder.cross_fitted and stands_for(encoder, dialogues):
         say(f"Cross-fitted features of {len(dialogues):,} dialogues: {encoder.cross_fitted}")
         features = _read(encoder.cross_fitted, None)
         if features is None:
@@ -81,6 +81,19 @@ def save_features(file: Path, features: np.ndarray, dialogues: Sequence[Dialogue
     """
     facts = {"sha256": _sha256(features), "dialogues": _key(dialogues)}
     write_whole(file, save({"features": features}, facts))
+
+
+def load_features(file: Path, dialogues: Sequence[Dialogue]) -> np.ndarray | None:
+    """What ``save_features`` wrote of these dialogues; None where there is no such file."""
+    if not file.is_file() or _dialogues_of(file) != _key(dialogues):
+        return None
+    return _read(file, None)
+
+
+def stands_for(encoder: FeatureMaker, dialogues: Sequence[Dialogue]) -> bool:
+    """Whether an encoder's cross-fitted features, if it keeps any, are of these dialogues."""
+    file = encoder.cross_fitted
+    return file is None or _dialogues_of(file) == _key(dialogues)
 
 
 def _dialogues_of(file: Path) -> str | None:

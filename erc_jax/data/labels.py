@@ -64,6 +64,17 @@ class LabelSpace:
         found = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances)
         return dataclasses.replace(self, counts=tuple(found[emotion] for emotion in self.emotions))
 
+    def class_weights(self, kind: str) -> np.ndarray | None:
+        """Weights float32 [C] of the emotions in a loss, or None where all count alike.
+
+        Args:
+          kind: "none", or "balanced": by the inverse of their ``counts``, as scikit-learn has it.
+        """
+        if kind == "none" or self.counts is None:
+            return None
+        counts = np.maximum(self.counts, 1)
+        return (counts.sum() / (len(counts) * counts)).astype(np.float32)
+
     def describe(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
         """Per utterance its ``emotion`` and ``probabilities``, by name.
 

@@ -133,7 +133,12 @@ def round_up_slots(longest: int) -> int:
 def round_up_rows(needed: int, n_padded: int, n_slots: int) -> int:
     """The next R: the rows that N full slots fill, where that is enough, as it mostly is."""
     usual = -(-n_padded // n_slots)
-    return usual if needed <= usual else _round_up(needed, steps=4)
+    return usual if needed <= usual else round_up_finely(needed)
+
+
+def round_up_finely(rows: int) -> int:
+    """The next of 1, 2, ... 8, 10, 12, 14, 16, 20, ...: four steps an octave."""
+    return _round_up(rows, steps=4)
 
 
 def _round_up(n: int, steps: int, least: int = 1) -> int:

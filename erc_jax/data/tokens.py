@@ -10,13 +10,14 @@ from flax import struct
 from erc_jax.data.batching import balanced_batches, spread
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.labels import UNLABELLED
-from erc_jax.data.packing import Array, round_up_rows
+from erc_jax.data.packing import Array, round_up_finely
 from erc_jax.encoders.packing import NOBODY, SHORTEST, TokenSequence, fill_block, pack_rows
 
 # Tokens in a row. Attention's cost grows with it, and each width is another compilation: a split
 # uses two, one that nearly all of its sequences fit into, and one for its longest.
 WIDTHS = (48, 64, 96, 128, 192, 256, 384, 512)
 NEARLY_ALL = 0.995
+FEW, FEW_WIDTHS = 200, (64, 256, 512)
 
 
 @struct.dataclass
@@ -72,7 +73,9 @@ class TokenExamples:
         self._sequences = sequences
         self._owned = [_in_order(sequence.owners) for sequence in sequences]
         self._lengths = np.array([len(sequence.ids) for sequence in sequences], int)
-        self._widths = _widths(self._lengths)
+        # Of a conversation or two, few compilations matter more than little padding.
+        self._few = len(sequences) < FEW
+        self._widths = _widths(self._lengths, FEW_WIDTHS if self._few else WIDTHS)
 
     @property
     def n_items(self) -> int:
@@ -98,8 +101,7 @@ class TokenExamples:
         width = next(w for w in self._widths if w >= lengths.max(initial=0))
         blocks = spread(lengths, n_blocks)
         packed = [pack_rows({i: lengths[i] for i in block}, width) for block in blocks]
-        usual = int(max(lengths[block].sum() for block in blocks))
-        height = round_up_rows(max(len(rows) for rows in packed), usual, width)
+        height = self._height(max(len(rows) for rows in packed))
         places = width // SHORTEST
 
         arrays = {
@@ -133,6 +135,10 @@ class TokenExamples:
             },
         )
 
+    def _height(self, rows: int) -> int:
+        """The next R that batches have, at least as many."""
+        return 1 << (rows - 1).bit_length() if self._few else round_up_finely(rows)
+
 
 def _in_order(owners: np.ndarray) -> np.ndarray:
     """The utterances of a sequence, by first appearance."""
@@ -141,16 +147,16 @@ def _in_order(owners: np.ndarray) -> np.ndarray:
     return found[found != NOBODY]
 
 
-def _widths(lengths: np.ndarray) -> list[int]:
+def _widths(lengths: np.ndarray, usual: Sequence[int]) -> list[int]:
     """Row widths for a split: for nearly all of its sequences, and for the longest."""
     if not len(lengths):
-        return [WIDTHS[0]]
+        return [usual[0]]
     longest = int(lengths.max())
-    ladder = [*(w for w in WIDTHS if w < longest), _whole(longest)]
+    ladder = [*(w for w in usual if w < longest), _whole(longest, usual)]
     nearly_all = np.quantile(lengths, NEARLY_ALL, method="inverted_cdf")  # a length that there is
     return sorted({next(w for w in ladder if w >= nearly_all), ladder[-1]})
 
 
-def _whole(longest: int) -> int:
-    """The least of WIDTHS that holds the longest; above them, the next multiple of 64."""
-    return next((w for w in WIDTHS if w >= longest), -(-longest // 64) * 64)
+def _whole(longest: int, usual: Sequence[int]) -> int:
+    """The least of the usual widths that holds the longest; above, the next multiple of 64."""
+    return next((w for w in usual if w >= longest), -(-longest // 64) * 64)

@@ -89,7 +89,7 @@ PUBLISHED = {
 }
 
 
-class Encoder(Protocol):
+class PublishedModule(Protocol):
     """What ``load_params`` asks of an encoder's Flax module."""
 
     IGNORED: ClassVar[re.Pattern[str]]  # names of tensors in published files it does not need
@@ -402,7 +402,7 @@ def sha256_of(files: Sequence[Path]) -> str:
 
 
 def load_params(
-    files: Sequence[Path], module: Encoder, dtype: DTypeLike = np.float32
+    files: Sequence[Path], module: PublishedModule, dtype: DTypeLike = np.float32
 ) -> dict[str, Any]:
     """Reads a module's parameters from published safetensors files.
 
@@ -497,7 +497,7 @@ def _tensor_name(path: tuple[str, ...]) -> str:
     return ".".join((*scope, "bias" if leaf == "bias" else "weight"))
 
 
-def _plain_name(tensor: str, module: Encoder) -> str:
+def _plain_name(tensor: str, module: PublishedModule) -> str:
     """Models with a head on top prefix the encoder's tensors; old ones name like TensorFlow."""
     name = tensor.removeprefix(module.PREFIX)
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")

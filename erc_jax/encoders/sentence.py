@@ -66,6 +66,7 @@ class SentenceEncoder:
 
     Attributes:
       name: what the user asked for, for example "all-MiniLM-L6-v2".
+      folder: where its files were found.
       sha256: SHA-256 of the weights.
       fingerprint: SHA-256 over everything that decides an embedding: weights, config, tokenizer,
         pooling, context and maximum length. Caches are keyed by it.
@@ -85,6 +86,7 @@ class SentenceEncoder:
         self,
         *,
         name: str,
+        folder: Path,
         module: Encoder,
         params: dict[str, Any],
         pooling: Pooling,
@@ -103,6 +105,7 @@ class SentenceEncoder:
           files: the published files that ``save_pretrained`` writes again, by name.
         """
         self.name = name
+        self.folder = folder
         self.sha256 = sha256
         self.fingerprint = fingerprint
         self.module = module
@@ -140,7 +143,8 @@ class SentenceEncoder:
         if published not in (None, found):
             raise UserError(
                 f"{weights[0]}: SHA-256 is {found}, but the published weights of {name_or_path} "
-                f"have {published}; the file is damaged or was changed: fetch it again"
+                f"have {published}; the file is damaged or was changed: delete {folder} and fetch "
+                "it again"
             )
         if sha256 not in (None, found):
             raise UserError(
@@ -179,6 +183,7 @@ class SentenceEncoder:
         carried = ("config.json", "tokenizer.json", *CARRIED_ALONG)
         return cls(
             name=name_or_path,
+            folder=folder.absolute(),
             module=module,
             params=params,
             pooling=pooling,
@@ -207,6 +212,7 @@ class SentenceEncoder:
           UserError: the model cannot do that.
         """
         other = copy.copy(self)
+        other.cross_fitted = None
         if params is not None:
             other.params = params
             other.sha256 = other.fingerprint = "not saved"  # nothing of it is kept in a cache
@@ -215,7 +221,9 @@ class SentenceEncoder:
             self.pooling.normalize if normalize is None else normalize,
         )
         if other.pooling.mode not in POOLINGS:
-            raise UserError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+            raise UserError(
+                f"fine_tuning.pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}"
+            )
         other.context = self.context if context is None else context
         if other.context not in CONTEXTS:
             raise UserError(f"context is {context!r}; expected one of {', '.join(CONTEXTS)}")
@@ -223,8 +231,8 @@ class SentenceEncoder:
         other.max_length = self.max_length if max_length is None else max_length
         if not SHORTEST < other.max_length <= longest:
             raise UserError(
-                f"{self.name}: sequences of {max_length} tokens; expected more than {SHORTEST} and "
-                f"at most {longest}, which is how many positions the model has"
+                f"fine_tuning.max_tokens is {max_length}; expected more than {SHORTEST} and at "
+                f"most {longest}, which is how many positions {self.name} has"
             )
         other.reader = Reader(self._tokenizer, other.max_length, self._lower_case)
         other._embed = jax.jit(functools.partial(_embed, self.module, other.pooling.mode))
@@ -517,4 +525,11 @@ def _read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
     # Some published files pad everything to 128 tokens.
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    frame = tokenizer.encode("").ids
+    if len(frame) != 2:
+        raise UserError(
+            f"{file}: a sentence must begin and end with one special token, such as [CLS] and "
+            f"[SEP], but the empty one has {len(frame)} tokens; take the file from where the "
+            "weights are from, or choose another model"
+        )
     return tokenizer

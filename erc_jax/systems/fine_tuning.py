@@ -49,28 +49,34 @@ class FineTuning:
         )
         self._head = nn.Dense(len(labels.emotions))
         self._dropout = DropoutRates(config.model.dropout, how.attention_dropout)
-        self._class_weights = None
-        if config.train.class_weights == "balanced" and labels.counts is not None:
-            counts = np.maximum(labels.counts, 1)
-            self._class_weights = (counts.sum() / (len(counts) * counts)).astype(np.float32)
+        self._class_weights = labels.class_weights(config.train.class_weights)
 
     def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
         return {"emotion": np.concatenate([self._labels.emotion_ids(d) for d in dialogues])}
 
     def init(self, key: jax.Array, batch: TokenBatch) -> Params:
         """The published encoder, and a head drawn at random."""
-        encoder = self._published
-        if self._module.scan_layers:
-            encoder = self._module.stack_layers(encoder)
         blank = jnp.zeros((1, self._module.config.hidden_size))
+        head = self._head.init(key, blank)["params"]
         # Copies: the train step donates its parameters, and seeds start from the same ones.
-        encoder = jax.tree.map(lambda x: jnp.array(x, copy=True), encoder)
-        return {"encoder": encoder, HEAD + "emotion": self._head.init(key, blank)["params"]}
+        published = jax.tree.map(lambda x: jnp.array(x, copy=True), self._published)
+        return self.from_published({"encoder": published, HEAD + "emotion": head})
+
+    def from_published(self, params: Params) -> Params:
+        """Parameters whose encoder is in the published layout, as this system keeps them."""
+        if not self._module.scan_layers:
+            return params
+        return {**params, "encoder": self._module.stack_layers(params["encoder"])}
+
+    def to_published(self, params: Params) -> Params:
+        """The inverse of ``from_published``."""
+        if not self._module.scan_layers:
+            return params
+        return {**params, "encoder": self._module.unstack_layers(params["encoder"])}
 
     def encoder_params(self, params: Params) -> Params:
         """The encoder's part in the published layout."""
-        encoder = params["encoder"]
-        return self._module.unstack_layers(encoder) if self._module.scan_layers else encoder
+        return self.to_published(params)["encoder"]
 
     def _logits(self, params: Params, batch: TokenBatch, key: jax.Array | None) -> jax.Array:
         """Logits float32 [G, N, C] of the places for utterances."""

@@ -115,13 +115,10 @@ class MtlErcEs:
     inputs = "features"
 
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
-        if config.data.sentiment not in ("polarity", "column"):
-            raise UserError(
-                f"data.sentiment is {config.data.sentiment!r}; expected 'polarity' or 'column'"
-            )
         self._labels = labels
         self._data = config.data
         self._weights = config.weights
+        self._class_weights = {"emotion": labels.class_weights(config.train.class_weights)}
         tasks = [Task("emotion", labels.emotions, labels.neutral)]
         left_out = []
         has_polarity = labels.polarity is not None
@@ -194,7 +191,9 @@ class MtlErcEs:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Weighted sum of the tasks' cross-entropies (equations 17 and 18)."""
         logits = self._logits(params, batch, key)
-        losses = {t: cross_entropy(logits[t], batch.labels[t]) for t in logits}
+        losses = {
+            t: cross_entropy(logits[t], batch.labels[t], self._class_weights.get(t)) for t in logits
+        }
         total = sum((self._weights[t] * losses[t] for t in losses), start=jnp.zeros(()))
         return total, losses
 

@@ -147,9 +147,11 @@ def test_what_a_split_says_of_itself():
 @pytest.mark.parametrize(
     ("lengths", "widths"),
     [
-        ([2, 9, 40], {48}),
-        ([2] * 10 + [48], {48}),
-        ([2] * 10 + [49], {64}),  # a small split has one width
+        # Small splits have one width, of few: conversations of many lengths compile seldom.
+        ([2, 9, 40], {64}),
+        ([2] * 10 + [65], {256}),
+        ([20] * 400, {48}),
+        ([20] * 400 + [49], {48, 64}),
         ([20] * 400 + [200], {48, 256}),  # one in 400 does not make rows wide
         ([20] * 100 + [200], {256}),
         ([60] * 400 + [512], {64, 512}),
@@ -189,3 +191,13 @@ def test_an_epoch_is_of_few_shapes_and_little_padding(kind, n_blocks, most):
     assert len(shapes) <= most
     if n_blocks == 1:  # over many blocks, rows are spread thinly
         assert computed < 1.4 * sum(len(s.ids) for s in sequences)
+
+
+def test_conversations_of_many_sizes_are_of_few_shapes():
+    random = np.random.default_rng(0)
+    shapes = set()
+    for turns in range(1, 60):
+        examples, _ = alone(np.clip(random.lognormal(2.4, 0.55, turns), 3, 60).astype(int))
+        for items in examples.batches(32, random):
+            shapes.add(examples.batch(items).words.shape)
+    assert len(shapes) <= 5

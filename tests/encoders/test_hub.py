@@ -24,11 +24,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
 from erc_jax.encoders import hub
 from erc_jax.encoders.bert import Bert
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
+from tests.tiny import tiny_tokenizer
 
 TENSOR = "encoder.layer.1.output.dense.weight"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -638,3 +640,14 @@ def test_a_tokenizer_of_another_model(tiny_model):
     assert "the vocabulary has 234 words, but the weights have 34 rows" in error_of(folder)
     assert "34 words, but the weights have 200 rows" in error_of(tiny_model("b", vocab_size=200))
     assert SentenceEncoder.from_pretrained(str(tiny_model("c", vocab_size=64))).width == 24
+
+
+@pytest.mark.parametrize(("single", "count"), [("$A", 0), ("$A [SEP]", 1)])
+def test_a_tokenizer_that_frames_sentences_otherwise(tiny_model, single, count):
+    folder = tiny_model()
+    tokenizer = tiny_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert f"but the empty one has {count} tokens" in error_of(folder)

@@ -478,10 +478,25 @@ def test_targets_from_the_column(labels):
     ).targets([unknown])
 
 
-@pytest.mark.parametrize("field", ["sentiment", "first_shift"])
-def test_unknown_ways_of_labelling(labels, field):
-    with pytest.raises(UserError, match=f"data.{field} is 'colum'"):
-        system_with(labels, **{f"data__{field}": "colum"}).targets([MIXED])
+def test_an_unknown_way_of_labelling_firsts(labels):
+    with pytest.raises(UserError, match=r"data\.first_shift is 'colum'"):
+        system_with(labels, data__first_shift="colum").targets([MIXED])
+
+
+def test_emotions_are_weighed_and_other_tasks_are_not(labels, examples, params):
+    counted = dataclasses.replace(labels, counts=tuple(range(1, len(labels.emotions) + 1)))
+    batch = examples.batch(ALL)
+    plain, weighed = (
+        jax.jit(system_with(counted, train__class_weights=kind).loss)(params, batch, None)[1]
+        for kind in ("none", "balanced")
+    )
+    assert abs(plain["emotion"] - weighed["emotion"]) > 1e-3
+    for task in set(TASKS) - {"emotion"}:
+        assert plain[task] == weighed[task]
+    # As scikit-learn's "balanced".
+    weights = counted.class_weights("balanced")
+    n = len(labels.emotions)
+    np.testing.assert_allclose(weights, (n + 1) / 2 / np.arange(1, n + 1), rtol=1e-6)
 
 
 def test_unlabelled_utterances_count_in_no_loss(system, examples, params, predict):
@@ -527,6 +542,6 @@ def test_descriptions(labels, mode):
 
 def test_an_unknown_system_is_named(labels):
     with pytest.raises(
-        UserError, match=r"'mtl_erc'; expected mtl_erc_es\. Did you mean mtl_erc_es"
+        UserError, match=r"'mtl_erc'; expected fine_tuning, mtl_erc_es\. Did you mean mtl_erc_es"
     ):
         system_with(labels, system="mtl_erc")
