@@ -23,8 +23,9 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         # [CLS] of a RoBERTa-large (d = 1024) fine-tuned on this corpus, the workdir made by
         #   --config iemocap:encoder --config.encoder=FacebookAI/roberta-large
-        #   --config.fine_tuning.pooling=cls --workdir roberta-large-iemocap
-        config.encoder = "roberta-large-iemocap"
+        #   --config.fine_tuning.pooling=cls --config.train.learning_rate=1e-5
+        #   --workdir roberta-large-iemocap
+        config.encoder = "./roberta-large-iemocap"
         config.model.normalize_input = False
         config.train.learning_rate = 1e-4  # the rest is base_config's: batch 32, 100 epochs
         return config

@@ -75,11 +75,13 @@ def test_an_unknown_config_names_the_nearest(tmp_path, monkeypatch):
         find_config("zzzz")
 
 
-def test_an_unknown_variant_names_the_nearest():
+def test_an_unknown_variant_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match=r"unknown variant 'papr'; did you mean paper\?"):
         read_config(find_config("meld:papr"))
-    with pytest.raises(UserError, match=r"unknown variant 'paper'; .*quickstart\.py has none"):
-        read_config(find_config("quickstart:paper"))
+    path = tmp_path / "mine.py"
+    path.write_text(BASE + "def get_config():\n    return base_config()\n")
+    with pytest.raises(UserError, match=r"unknown variant 'paper'; .*mine\.py has none"):
+        read_config(f"{path}:paper")
 
 
 BASE = "from erc_jax.config import base_config\n"

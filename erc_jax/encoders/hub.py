@@ -47,6 +47,8 @@ FILES = (
     "sentence_bert_config.json",
     WEIGHTS,
 )
+# Who has the models that are known without an owner, by how their names begin.
+OWNERS = {"bert-": "google-bert", "roberta-": "FacebookAI", "distilroberta-": "distilbert"}
 # Seconds to wait for the hub's first answer. Its client alone would try five times over.
 PATIENCE = 5.0
 # What zipfile raises when an archive is damaged: a wrong flag is a RuntimeError, a wrong name a
@@ -102,7 +104,7 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
     """Finds a model: a local folder, an installed weight package, or a name on the hub.
 
     A folder of that name comes first; a fine-tuned encoder's workdir is one. Names without an
-    owner, such as "all-MiniLM-L6-v2", are those of sentence-transformers.
+    owner are those of the first BERT and RoBERTa models, or of sentence-transformers.
 
     Returns:
       The folder, and the published SHA-256 of its weights where the model is a known one.
@@ -117,7 +119,10 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
         raise UserError(f"{path}: expected a model's folder, found a file; name its folder")
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise UserError(f"{path}: there is no such folder; expected a folder with config.json")
-    repository = name_or_path if "/" in name_or_path else f"sentence-transformers/{name_or_path}"
+    repository = name_or_path
+    if "/" not in name_or_path:
+        owner = next((o for begin, o in OWNERS.items() if name_or_path.startswith(begin)), None)
+        repository = f"{owner or 'sentence-transformers'}/{name_or_path}"
     published = PUBLISHED.get(repository)
     if published is None:
         return _from_hub(repository), None
@@ -307,6 +312,7 @@ def _unreachable(repository: str, reason: object) -> str:
     ways = [
         f"put the model's files ({', '.join(FILES)}) into a folder and name the folder",
         "connect to the internet once and unset HF_HUB_OFFLINE; the files are then kept",
+        "if a workdir is meant, of a run that fine-tuned an encoder: there is no such folder here",
     ]
     if published:
         ways.insert(0, _pip(published))

@@ -272,6 +272,8 @@ def test_offline_names_the_ways_out_at_once(monkeypatch):
         ("a/b/c", "there is no such folder"),
         ("what is this?", "neither a folder nor the name of a model"),
         ("someone/unknown", "cannot be fetched from the hub"),
+        ("roberta-large", "FacebookAI/roberta-large: the model is not on this machine"),
+        ("runs/meld-encoder", "if a workdir is meant, .*: there is no such folder here"),
     ],
 )
 def test_a_name_that_is_nothing(name, message):
