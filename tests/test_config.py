@@ -44,7 +44,7 @@ def test_these_are_all_the_shipped_configs():
 @pytest.mark.parametrize("name", WITH_PAPER)
 def test_the_papers_recipe(name):
     paper, ours = read_config(find_config(f"{name}:paper")), read_config(find_config(name))
-    assert paper.encoder.startswith("roberta-large")
+    assert paper.encoder == f"./roberta-large-{name}"
     assert (paper.model.dropout, paper.train.epochs, paper.train.batch_size) == (0.2, 100, 32)
     assert paper.data.name == ours.data.name == name
 
