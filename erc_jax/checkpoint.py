@@ -311,7 +311,14 @@ class Checkpointer:
                 restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
                 partial_restore=True,
             )
-            restored = reader.restore(step, args=ocp.args.Composite(state=args))
+            try:
+                restored = reader.restore(step, args=ocp.args.Composite(state=args))
+            except TypeError as error:
+                # The leaves are the same; what holds them, such as an optimizer's parts, is not.
+                raise UserError(
+                    f"{self.folder / str(step)}: the checkpoint was written by another version of "
+                    f"erc_jax or optax ({error}); go on with that version, or in another workdir"
+                ) from error
         return restored.state, record["meta"]
 
     def _check_fit(

@@ -336,7 +336,8 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
     if warmup:
         up = optax.linear_schedule(0.0, train.learning_rate, warmup)
         schedule = optax.join_schedules([up, schedule], [warmup])
-    parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=decayed)]
+    mask = decayed if train.weight_decay else None
+    parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=mask)]
     if train.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
     optimizer = optax.chain(*parts)
