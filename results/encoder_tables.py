@@ -28,6 +28,8 @@ def main(runs: Path) -> None:
             for suffix, system in ROWS.items():
                 run = name + suffix
                 run = corpus if run == FROZEN_MINILM.format(corpus) else run
+                if not (runs / run / "metrics.json").is_file():
+                    continue  # encoders.sh was given other encoders, or is not done
                 content = json.loads((runs / run / "metrics.json").read_text())
                 facts = content["run"]
                 minutes = sum(run["seconds"] for run in facts["checkpoints"]) / 60
