@@ -372,6 +372,7 @@ def run_facts(
         "seeds": [run["seed"] for run in chosen],
         "selected_on": f"{config.train.select_on} {config.train.select_metric}",
         "checkpoints": list(chosen),
+        "seconds": round(sum(run.get("seconds", 0.0) for run in chosen), 1),  # of training
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("erc-jax", "jax", "jaxlib", "flax", "optax")},
         "commit": _commit(),

@@ -115,7 +115,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             of_seed = {split: runs[-1:] for split, runs in counts.items()}
             metrics_file(folder, tasks, of_seed, run_facts(config, experiment, chosen[-1:]))
     facts = run_facts(config, experiment, chosen)
-    facts["seconds"] = round(sum(run["seconds"] for run in chosen), 1)
     content = metrics_file(workdir, tasks, counts, facts)
     publish_best(config, workdir, SCORED_SPLITS)
     publish_encoder(config, workdir)
