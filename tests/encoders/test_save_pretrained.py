@@ -145,8 +145,8 @@ def test_fingerprints_tell_encoders_apart(encoder):
     [
         ({"pooling": "sum"}, "pooling is 'sum'; expected one of mean, cls, max"),
         ({"context": "all"}, "context is 'all'; expected one of none, dialogue"),
-        ({"max_length": 65}, "sequences of 65 tokens; expected more than 2 and at most 64"),
-        ({"max_length": 2}, "sequences of 2 tokens"),
+        ({"max_length": 65}, "fine_tuning.max_tokens is 65; expected more than 2 and at most 64"),
+        ({"max_length": 2}, "fine_tuning.max_tokens is 2; expected"),
     ],
 )
 def test_what_an_encoder_cannot_do(encoder, changes, message):
