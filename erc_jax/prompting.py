@@ -1,0 +1,689 @@
+r"""Zero-shot prompting of a chat model: SentEmoContext's baseline (its section 4, Figure 2).
+
+    python -m erc_jax.prompting --config configs/dailydialog.py --workdir runs/llm \
+        --endpoint http://localhost:8000/v1 --model NAME
+
+asks any server of OpenAI's chat completions for the emotion of each test dialogue's last utterance.
+The key, if the server wants one, comes from the environment variable OPENAI_API_KEY and is written
+nowhere. Answers are kept in the workdir's answers.jsonl as they come, so that the same command goes
+on where it was interrupted, and asks nothing twice.
+
+The first emotion that an answer names counts. An answer that names none is not guessed at: it
+counts as a miss of the utterance's emotion. Recall suffers, and with it F1, accuracy and MCC; no
+emotion's precision does, because none was predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from erc_jax import main as command_line
+from erc_jax import metrics
+from erc_jax.config import base_config, check_same_run, save_config
+from erc_jax.data.corpora import Corpus, load_corpus
+from erc_jax.data.dialogue import Dialogue, parse_json, read_bytes, save_dialogues, write_whole
+from erc_jax.data.labels import LabelSpace
+from erc_jax.errors import UserError
+from erc_jax.experiment import _commit, _version
+from erc_jax.progress import duration, say
+from erc_jax.show import show_scores
+
+NO_EMOTION = "no emotion"  # what prompts call the neutral emotion
+# Figure 2 (a) lists emotions in this order, and models are not indifferent to it.
+FIGURE_ORDER = ("happiness", "sadness", "anger", "surprise", "fear", "disgust")
+MAX_TOKENS = 64  # of an answer: the label, even within a sentence that repeats the utterance
+ATTEMPTS = 6
+LONGEST_WAIT = 600.0  # seconds; a server that asks for more, such as a day's quota, ends the run
+UNPARSABLE = -1  # in place of a predicted class
+FREE_FIELDS = ("data.source", "prompting.endpoint")  # may have moved when a run goes on
+
+
+class EmotionNames:
+    """What a corpus' emotions are called in prompts, and how they are found in answers.
+
+    Attributes:
+      listed: names in the order of the prompt, "no emotion" for the neutral one at the end.
+    """
+
+    def __init__(self, labels: LabelSpace):
+        def place(emotion: str) -> tuple[bool, int]:
+            known = emotion in FIGURE_ORDER
+            place_in_figure = FIGURE_ORDER.index(emotion) if known else len(FIGURE_ORDER)
+            return emotion == labels.neutral, place_in_figure
+
+        ordered = sorted(labels.emotions, key=place)
+        self.listed = tuple(NO_EMOTION if e == labels.neutral else e for e in ordered)
+        named = list(zip(self.listed, ordered, strict=True))
+        if labels.neutral is not None:
+            named.append((labels.neutral, labels.neutral))
+        emotion_of: dict[str, str] = {}
+        for name, emotion in named:
+            other = emotion_of.setdefault(" ".join(name.casefold().split()), emotion)
+            if other != emotion:
+                raise UserError(
+                    f"emotions {other!r} and {emotion!r} cannot be told apart in an answer, where "
+                    f"case does not count and {NO_EMOTION!r} is the neutral emotion; rename one, "
+                    "or say with --config.data.neutral which one is neutral"
+                )
+        # Where one name begins with another, the longer one is meant.
+        names = sorted(emotion_of, key=len, reverse=True)
+        self._emotions = [emotion_of[name] for name in names]
+        either = "|".join(f"({_spaced(name)})" for name in names)
+        # Whole words; unlike \b, this takes the underscores of _emphasis_ for no letters.
+        self._pattern = re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])", re.IGNORECASE)
+
+    def first_in(self, answer: str) -> str | None:
+        """The emotion that an answer names first; inflections ("happy") are not guessed at."""
+        found = self._pattern.search(answer)
+        return self._emotions[found.lastindex - 1] if found and found.lastindex else None
+
+
+def _spaced(name: str) -> str:
+    return r"\s+".join(re.escape(word) for word in name.split())
+
+
+def make_prompt(dialogue: Dialogue, position: int, names: Sequence[str]) -> str:
+    """The prompt of Figure 2 (a): the whole dialogue, then the utterance in question.
+
+    Args:
+      dialogue: all of it is context, also what follows the utterance.
+      position: of the utterance, from 0.
+      names: of the emotions, in order.
+    """
+    # A line break within an utterance would look like a turn.
+    texts = [" ".join(utterance.text.split()) for utterance in dialogue.utterances]
+    turns = "\n".join(f"- {text}" for text in texts)
+    return (
+        f"Here is a dialog :\n\n{turns}\n\n"
+        "Regarding its conversational context, give me the appropriate emotion to describe this "
+        f'utterance : "{texts[position]}" , using only one of the following labels: '
+        f"{', '.join(names)}. Predicted label :"
+    )
+
+
+def score(targets: np.ndarray, predictions: np.ndarray, labels: LabelSpace) -> dict[str, Any]:
+    """The scores of ``metrics.block``, where a prediction may be missing.
+
+    They equal scikit-learn's with the missing prediction as a further class that is not among
+    ``labels``: it is a miss of the true class, and no class' false positive. The micro F1 is then
+    above the accuracy, whose denominator counts every utterance.
+
+    Args:
+      targets: classes int [N], in [0, C).
+      predictions: classes int [N], UNPARSABLE where there is none.
+      labels: the C emotions.
+
+    Returns:
+      The block; its "confusion" [C, C] holds what was predicted, and what was not stands as
+      "unparsable" beside each class' "support". "unparsable" and "items" count all.
+    """
+    n_classes = len(labels.emotions)
+    columns = np.where(predictions == UNPARSABLE, n_classes, predictions)
+    counts = metrics.confusion(targets, columns, n_classes + 1)
+    block = metrics.block(counts, [*labels.emotions, ""], labels.neutral)
+    del block["per_class"][""]
+    hits, support, predicted = np.diagonal(counts), counts.sum(1), counts.sum(0)
+    averaged = {"": labels.emotions}
+    if labels.neutral is not None:
+        averaged["_no_neutral"] = tuple(e for e in labels.emotions if e != labels.neutral)
+    for suffix, emotions in averaged.items():  # over the emotions, not over what was missing
+        f1 = [block["per_class"][emotion]["f1"] for emotion in emotions]
+        block[f"macro_f1{suffix}"] = sum(f1) / max(len(f1), 1)
+        classes = [labels.emotions.index(emotion) for emotion in emotions]
+        total = int((support + predicted)[classes].sum())
+        block[f"micro_f1{suffix}"] = 2 * int(hits[classes].sum()) / max(total, 1)
+    for i, emotion in enumerate(labels.emotions):
+        block["per_class"][emotion]["unparsable"] = int(counts[i, -1])
+    block["confusion"] = counts[:-1, :-1].tolist()
+    return block | {"unparsable": int(predicted[-1]), "items": int(support.sum())}
+
+
+class _Stopped(Exception):
+    """Another thread has ended the run."""
+
+
+class _Pace:
+    """When threads may send: so many requests a minute in all, and pauses that all of them keep."""
+
+    def __init__(self, requests_per_minute: float):
+        self._interval = 60 / requests_per_minute
+        self._next = 0.0  # when the next request may go, on the monotonic clock
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def wait(self, until: float) -> None:
+        """Returns when a request may be sent, not before ``until``; raises _Stopped after stop."""
+        left = 0.0
+        while not self._stopped.wait(left):
+            with self._lock:
+                now = time.monotonic()
+                left = max(self._next, until) - now
+                if left <= 0:
+                    self._next = now + self._interval
+                    return
+        raise _Stopped
+
+    def pause(self, until: float) -> None:
+        with self._lock:
+            self._next = max(self._next, until)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a chat model wrote, and the name that the server gives this model."""
+
+    text: str
+    model: str | None
+
+
+class ChatClient:
+    """An endpoint of OpenAI's chat completions; may be used by several threads.
+
+    Args:
+      endpoint: address that "/chat/completions" is added to, such as http://localhost:8000/v1. A
+        user and a password in it go as basic authentication.
+      requests_per_minute: at most, by all threads, repeated requests included.
+      timeout: seconds to wait for a connection, or for the next byte of an answer.
+      back_off: seconds before the first repetition; doubled for each further one.
+      key: the server's key, if it wants one.
+
+    Attributes:
+      address: the endpoint without user, password and query: what may be shown.
+
+    Raises:
+      UserError: the endpoint is no address, or the key cannot be one.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        requests_per_minute: float,
+        timeout: float,
+        back_off: float = 1.0,
+        key: str | None = None,
+    ):
+        try:
+            url = httpx2.URL(endpoint)
+        except httpx2.InvalidURL:
+            url = httpx2.URL("")
+        # A host with characters that no host has comes out percent-encoded.
+        if url.scheme not in ("http", "https") or not url.host or "%" in url.host:
+            raise UserError(
+                "--endpoint: expected an address that begins with http:// or https://, such as "
+                "http://localhost:8000/v1"
+            )
+        self._key = (key or "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError("OPENAI_API_KEY holds characters that no key has; set it again")
+        # Kept out of the address, which the client's own log records show.
+        login = (url.username, url.password) if url.userinfo else None
+        url = url.copy_with(userinfo=b"", fragment=None)
+        self.address = str(url.copy_with(query=None)).rstrip("/")
+        self._url = url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
+        self._timeout = timeout
+        self._back_off = back_off
+        self._pace = _Pace(requests_per_minute)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._http = httpx2.Client(headers=headers, auth=login, timeout=timeout)
+
+    def ask(self, request: Mapping[str, Any]) -> Answer:
+        """Sends a request, and repeats it where that may help.
+
+        Raises:
+          UserError: the server refuses it, or could not be reached in ATTEMPTS attempts.
+        """
+        again = 0.0  # when the next attempt may be made, on the monotonic clock
+        for attempt in range(ATTEMPTS):
+            self._pace.wait(again)
+            busy = False
+            pause = self._back_off * 2**attempt
+            try:
+                response = self._http.post(self._url, json=request)
+            except httpx2.TimeoutException:
+                problem = f"no answer within {self._timeout:g} s"
+            except httpx2.RequestError as error:
+                problem = f"the connection failed ({error or type(error).__name__})"
+            else:
+                if response.is_success:
+                    if answer := _read_answer(response):
+                        return answer
+                    problem = f"this is not a chat completion: {self._message(response)}"
+                elif response.status_code in (408, 429) or response.status_code >= 500:
+                    problem = f"status {response.status_code}: {self._message(response)}"
+                    pause = _retry_after(response, otherwise=pause)
+                    busy = response.status_code == 429
+                else:
+                    raise UserError(self._refused(response))
+            if pause > LONGEST_WAIT:
+                raise UserError(f"{self.address}: {problem} (to be repeated in {duration(pause)}).")
+            if attempt + 1 < ATTEMPTS:
+                say(f"{problem}; once more in {duration(pause)}")
+                again = time.monotonic() + pause
+                if busy:  # with all that this key asks, not with this one request
+                    self._pace.pause(again)
+        raise UserError(f"{self.address}: {problem} ({ATTEMPTS} attempts).")
+
+    def stop(self) -> None:
+        """Ends what waits for its turn; what is under way is finished."""
+        self._pace.stop()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _refused(self, response: httpx2.Response) -> str:
+        hint = ""
+        if response.status_code in (401, 403):
+            state = "is it this server's?" if self._key else "it is not set."
+            hint = f" The key comes from the environment variable OPENAI_API_KEY; {state}"
+        elif response.status_code == 404:
+            hint = " Is --model a name that the server knows, and does --endpoint end in /v1?"
+        message = self._message(response)
+        return f"{self.address} refuses with status {response.status_code}: {message}.{hint}"
+
+    def _message(self, response: httpx2.Response) -> str:
+        """What the server says is wrong, in short, and without the key should it repeat it."""
+        message: Any = response.text
+        try:
+            found = response.json()
+            while isinstance(found, dict):
+                found = next((found[k] for k in ("error", "message", "detail") if k in found), None)
+            message = found if isinstance(found, str) else message
+        except ValueError:
+            pass  # not JSON: shown as it is
+        if self._key:
+            message = message.replace(self._key, "…")
+        message = " ".join(message.split()).rstrip(".") or response.reason_phrase
+        return message if len(message) <= 300 else message[:300] + "…"
+
+
+def _read_answer(response: httpx2.Response) -> Answer | None:
+    """The answer in a completion; None if it is none."""
+    try:
+        completion = response.json()
+        text = completion["choices"][0]["message"]["content"]
+        model = completion.get("model")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+    if not isinstance(text, str | None):
+        return None
+    # An answer that was cut within an emoji ends in half of one, which no UTF-8 file can hold.
+    whole = (text or "").encode("utf-8", "replace").decode()
+    return Answer(whole, model if isinstance(model, str) else None)
+
+
+def _retry_after(response: httpx2.Response, otherwise: float) -> float:
+    """Seconds that the server asks to wait, which it gives as such or as a date."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return min(float(value), 1e9)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """An utterance whose emotion is asked for.
+
+    Attributes:
+      dialogue: its place in the split.
+      position: of the utterance in the dialogue, from 0.
+      request: what is sent.
+      key: SHA-256 of the request, hex. Items with the same key are asked once.
+    """
+
+    dialogue: int
+    position: int
+    request: Mapping[str, Any]
+    key: str
+
+
+def make_items(
+    dialogues: Sequence[Dialogue], names: EmotionNames, model: str, utterances: str
+) -> list[Item]:
+    """What is asked about some dialogues: of "last" or "all" utterances those with an emotion."""
+    items = []
+    for row, dialogue in enumerate(dialogues):
+        everything = range(len(dialogue.utterances))
+        for position in everything[-1:] if utterances == "last" else everything:
+            if dialogue.utterances[position].emotion is None:
+                continue
+            prompt = make_prompt(dialogue, position, names.listed)
+            request = {
+                "model": model,
+                "messages": [{"role": "user", "content": prompt}],
+                "temperature": 0,
+                "max_tokens": MAX_TOKENS,
+            }
+            key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+            items.append(Item(row, position, request, key))
+    return items
+
+
+class AnswerFile:
+    """answers.jsonl: a line per answer, written when it comes, so that a kill loses none.
+
+    A line is {"dialogue", "utterance" (from 1), "sha256" (of the request), "answer", "model"}. One
+    that cannot be read, such as the half line that a kill may leave, is asked again.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.answers: dict[str, Answer] = {}  # by the request's SHA-256
+        self._lock = threading.Lock()
+        content = read_bytes(path) if path.exists() else b""
+        # A half line gets its end first, so that the next one is whole.
+        self._separator = b"" if content.endswith(b"\n") or not content else b"\n"
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                self.answers[record["sha256"]] = Answer(record["answer"], record["model"])
+            except (ValueError, LookupError, TypeError):
+                say(f"Note: {path}:{number} is not a whole answer; it is asked again")
+
+    def add(self, dialogue: str, item: Item, answer: Answer) -> None:
+        """Appends an answer.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        record = {"dialogue": dialogue, "utterance": item.position + 1, "sha256": item.key}
+        record |= {"answer": answer.text, "model": answer.model}
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab") as file:
+                    file.write(self._separator + line)
+            except OSError as error:
+                self._separator = b"\n"  # half of the line may have been written
+                raise UserError(f"{self.path}: cannot be written ({error.strerror}).") from error
+            self._separator = b""
+            self.answers[item.key] = answer
+
+
+def ask_all(
+    client: ChatClient,
+    items: Sequence[Item],
+    dialogues: Sequence[Dialogue],
+    file: AnswerFile,
+    concurrency: int,
+) -> None:
+    """Asks what the file does not hold yet; it then holds the answers to all items.
+
+    Args:
+      client: of the endpoint.
+      items: utterances of the dialogues.
+      dialogues: of the split.
+      file: where answers are kept.
+      concurrency: requests under way at a time.
+
+    Raises:
+      UserError: the endpoint fails; the message says how many answers are kept.
+    """
+    distinct: dict[str, Item] = {}
+    for item in items:
+        distinct.setdefault(item.key, item)
+    missing = [item for key, item in distinct.items() if key not in file.answers]
+    if len(missing) < len(distinct):
+        say(f"{len(distinct) - len(missing):,} of {len(distinct):,} answers are in {file.path}")
+
+    def ask(item: Item) -> None:
+        try:
+            file.add(dialogues[item.dialogue].id, item, client.ask(item.request))
+        except BaseException:
+            client.stop()  # before this thread takes the next item
+            raise
+
+    started = shown = time.monotonic()
+    done = 0
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [pool.submit(ask, item) for item in missing]
+        try:
+            for future in as_completed(futures):
+                try:
+                    future.result()
+                except _Stopped:
+                    continue  # what stopped it is among the futures, too
+                done += 1
+                now = time.monotonic()
+                if now - shown >= 5 or done == len(missing):
+                    shown = now
+                    rate = done / max(now - started, 1e-9)
+                    left = duration((len(missing) - done) / rate)
+                    say(f"answers {done:,}/{len(missing):,}, {60 * rate:,.0f}/min, {left} left")
+        except BaseException as error:  # Ctrl-C, too
+            client.stop()
+            pool.shutdown(cancel_futures=True)  # waits for what is under way, which is kept
+            if not isinstance(error, UserError):
+                raise
+            kept = sum(key in file.answers for key in distinct)
+            raise UserError(
+                f"{error} {kept:,} of {len(distinct):,} answers are kept in {file.path}; the same "
+                "command goes on with the others."
+            ) from error
+
+
+def evaluate_chat_model(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    endpoint: str,
+    model: str,
+    split: str = "test",
+    utterances: str = "last",
+    requests_per_minute: float = 60.0,
+    concurrency: int = 4,
+    timeout: float = 60.0,
+    back_off: float = 1.0,
+) -> dict[str, Any]:
+    """Asks a chat model for the emotions of a split, or for those that it was not asked for yet.
+
+    Args:
+      config: whose ``data`` names the corpus; the rest is not read.
+      workdir: of this model's answers, for any number of splits: config.json, answers.jsonl,
+        metrics.json and predictions_<split>.jsonl.
+      endpoint: see ChatClient.
+      model: the server's name of the model.
+      split: "train", "validation" or "test".
+      utterances: "last" of each dialogue, as in the paper, or "all".
+      requests_per_minute: see ChatClient.
+      concurrency: requests under way at a time.
+      timeout: see ChatClient.
+      back_off: see ChatClient.
+
+    Returns:
+      What metrics.json holds: blocks of ``score`` by split, and "run".
+
+    Raises:
+      UserError: config, corpus or workdir do not fit, or the endpoint fails.
+    """
+    client = ChatClient(
+        endpoint,
+        requests_per_minute=requests_per_minute,
+        timeout=timeout,
+        back_off=back_off,
+        key=os.environ.get("OPENAI_API_KEY"),
+    )
+    settings = {"model": model, "endpoint": client.address, "utterances": utterances}
+    stored = {"system": "prompting", "data": config.data.to_dict(), "prompting": settings}
+    check_same_run(ConfigDict(base_config().to_dict() | stored), workdir, free=FREE_FIELDS)
+    corpus = load_corpus(
+        config.data.name,
+        config.data.source,
+        neutral=config.data.neutral,
+        keep_unlabelled=config.data.keep_unlabelled,
+    )
+    dialogues = corpus.splits[split]
+    names = EmotionNames(corpus.labels)
+    items = make_items(dialogues, names, model, utterances)
+    if not items:
+        raise UserError(f"{corpus.name}: no {utterances} utterance of {split} has an emotion")
+    say(f"{corpus.name}: {len(items):,} utterances of {len(dialogues):,} dialogues of {split}")
+    for note in corpus.notes:
+        say(f"Note: {note}")
+
+    save_config(ConfigDict(stored), workdir)
+    file = AnswerFile(workdir / "answers.jsonl")
+    try:
+        ask_all(client, items, dialogues, file, concurrency)
+    finally:
+        client.close()
+    answers = [file.answers[item.key] for item in items]
+    found = [names.first_in(answer.text) for answer in answers]
+    block = _score_items(items, found, dialogues, corpus.labels)
+    records = _predictions(items, found, answers, dialogues)
+    save_dialogues(workdir / f"predictions_{split}.jsonl", records)
+    facts = _facts(corpus, settings, sorted({a.model for a in answers if a.model}))
+    return _write_metrics(workdir / "metrics.json", {split: block}, facts)
+
+
+def _score_items(
+    items: Sequence[Item],
+    found: Sequence[str | None],
+    dialogues: Sequence[Dialogue],
+    labels: LabelSpace,
+) -> dict[str, Any]:
+    classes = [labels.emotion_ids(dialogue) for dialogue in dialogues]
+    targets = np.array([classes[item.dialogue][item.position] for item in items])
+    predictions = [UNPARSABLE if e is None else labels.emotions.index(e) for e in found]
+    return score(targets, np.array(predictions), labels)
+
+
+def _predictions(
+    items: Sequence[Item],
+    found: Sequence[str | None],
+    answers: Sequence[Answer],
+    dialogues: Sequence[Dialogue],
+) -> list[dict[str, Any]]:
+    """The dialogues' records; what was asked has "emotion" (or null) and "answer", all "gold"."""
+    records = [dialogue.to_json() for dialogue in dialogues]
+    for record in records:
+        for utterance in record["utterances"]:
+            if "emotion" in utterance:
+                utterance["gold"] = {"emotion": utterance.pop("emotion")}
+    for item, emotion, answer in zip(items, found, answers, strict=True):
+        utterance = records[item.dialogue]["utterances"][item.position]
+        utterance |= {"emotion": emotion, "answer": answer.text}
+    return records
+
+
+def _facts(corpus: Corpus, settings: Mapping[str, Any], models: Sequence[str]) -> dict[str, Any]:
+    """The ``run`` block of metrics.json: what the scores are scores of."""
+    return {
+        "system": "prompting",
+        **settings,
+        "answered_by": list(models),  # the server's own names: an alias may change its model
+        "prompt": "SentEmoContext, Figure 2 (a)",
+        "temperature": 0,
+        "max_tokens": MAX_TOKENS,
+        "unparsable": "answers that name no emotion are misses: they lower recall, no precision",
+        "corpus": {
+            "name": corpus.name,
+            "sha256": corpus.sha256,
+            "synthetic": corpus.synthetic,
+            "splits": {
+                split: {
+                    "dialogues": len(dialogues),
+                    "utterances": sum(len(d.utterances) for d in dialogues),
+                }
+                for split, dialogues in corpus.splits.items()
+            },
+        },
+        "versions": {"erc-jax": _version("erc-jax")},
+        "commit": _commit(),
+    }
+
+
+def _write_metrics(
+    path: Path, blocks: Mapping[str, Any], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes metrics.json; blocks of other splits that it already holds stay."""
+    content: dict[str, Any] = {}
+    if path.is_file():
+        content = parse_json(path.read_text(), str(path))
+    content = {**content, **blocks, "run": dict(facts)}
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return content
+
+
+FLAGS = flags.FLAGS
+for _name in ("config", "workdir", "split"):  # those of the main command
+    flags.declare_key_flag(_name)
+flags.DEFINE_string("endpoint", None, "Address of the server, up to and with /v1.")
+flags.DEFINE_string("model", None, "The server's name of the model.")
+flags.DEFINE_enum("utterances", "last", ["last", "all"], "Of each dialogue; the paper's is last.")
+flags.DEFINE_float("requests_per_minute", 60.0, "At most.", lower_bound=0.01)
+flags.DEFINE_integer("concurrency", 4, "Requests under way at a time.", lower_bound=1)
+flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a silent server.", lower_bound=0.01)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line; a user's mistake becomes one message and exit code 1."""
+    command_line._quiet_logs()
+    try:
+        _check_flags(argv)
+        content = evaluate_chat_model(
+            FLAGS.config,
+            Path(FLAGS.workdir),
+            endpoint=FLAGS.endpoint,
+            model=FLAGS.model,
+            split=FLAGS.split,
+            utterances=FLAGS.utterances,
+            requests_per_minute=FLAGS.requests_per_minute,
+            concurrency=FLAGS.concurrency,
+            timeout=FLAGS.timeout,
+        )
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The answers so far are kept; the same command asks for the rest.")
+    block = content[FLAGS.split]
+    show_scores({FLAGS.split: block, "run": content["run"]})
+    print(
+        f"{block['unparsable']:,} of {block['items']:,} answers name no emotion; they are misses."
+    )
+
+
+def _check_flags(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
+    for name in ("config", "workdir", "endpoint", "model"):
+        if not FLAGS[name].value:
+            raise UserError(
+                f"--{name} is missing; for instance python -m erc_jax.prompting --config "
+                "configs/dailydialog.py --workdir runs/llm --endpoint http://localhost:8000/v1 "
+                "--model NAME"
+            )
+    for name in ("mode", "input", "output", "encoder"):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} is for python -m erc_jax.main; leave it out")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line._parse)
