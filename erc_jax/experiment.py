@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from erc_jax import metrics
 from erc_jax.checkpoint import Checkpointer
@@ -30,15 +34,20 @@ from erc_jax.data.features import save_features, stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
+from erc_jax.encoders.word_vectors import WordVectors
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
 from erc_jax.sharding import make_mesh, replicated
-from erc_jax.systems import Params, System, Task, make_system
+from erc_jax.systems import REFERENCE, Params, System, Task, make_system
 from erc_jax.systems.fine_tuning import FineTuning
 
 SPLITS = ("train", "validation", "test")
 FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
 ENCODER = "encoder"
+REFERENCE_FILE = "reference.safetensors"
+
+
+Encoder = SentenceEncoder | WordVectors  # what makes the features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Experiment:
     """Data and system, shared by an experiment's seeds."""
 
     corpus: Corpus
-    encoder: SentenceEncoder
+    encoder: Encoder
     system: System
     examples: Mapping[str, Split]  # of the splits that were asked for
 
@@ -127,9 +136,20 @@ def _check_fine_tuning(config: ConfigDict) -> None:
         )
 
 
-def load_encoder(config: ConfigDict, *, sha256: str | None = None) -> SentenceEncoder:
-    """The encoder that the config names; one that is to be fine-tuned reads as the config says."""
-    encoder = SentenceEncoder.from_pretrained(config.encoder, sha256=sha256)
+def load_encoder(
+    config: ConfigDict, *, place: str | None = None, sha256: str | None = None
+) -> Encoder:
+    """The encoder that the config names; one that is to be fine-tuned reads as the config says.
+
+    Args:
+      config: of the experiment.
+      place: where the encoder is, if not where the config says.
+      sha256: which it must have, if given.
+    """
+    place = place or config.encoder
+    if config.system == "sent_emo_context" and config.sent_emo_context.network != "transformer":
+        return WordVectors.from_file(place, sha256=sha256)
+    encoder = SentenceEncoder.from_pretrained(place, sha256=sha256)
     if config.system != FINE_TUNING:
         return encoder
     how = config.fine_tuning
@@ -143,7 +163,7 @@ def load_encoder(config: ConfigDict, *, sha256: str | None = None) -> SentenceEn
 
 def to_arrays(
     dialogues: Sequence[Dialogue],
-    encoder: SentenceEncoder,
+    encoder: Encoder,
     system: System,
     labels: Mapping[str, np.ndarray],
     *,
@@ -166,7 +186,7 @@ def to_arrays(
         features = utterance_features(dialogues, encoder, progress=progress)
     else:
         features = encoder.encode_dialogues(dialogues, progress=progress)
-    return make_examples(dialogues, features, labels)
+    return make_examples(dialogues, features, labels, system.window)
 
 
 def _check_select_metric(config: ConfigDict, task: Task) -> None:
@@ -189,13 +209,13 @@ def _polarity(config: ConfigDict) -> dict[str, str] | None:
     return polarity or None
 
 
-def blank_batch(system: System, encoder: SentenceEncoder) -> Any:
+def blank_batch(system: System, encoder: Encoder) -> Any:
     """A batch with one utterance, of the right structure for initialisation."""
     blank = [Dialogue("blank", (Utterance("A", ""),))]
     if system.inputs == "tokens":
         return TokenExamples(encoder.sequences(blank), blank, {}).batch(np.array([0]))
     features = np.zeros((1, encoder.width), np.float32)
-    return make_examples(blank, features, {}).batch(np.array([0]))
+    return make_examples(blank, features, {}, system.window).batch(np.array([0]))
 
 
 def seed_folders(config: ConfigDict, workdir: Path) -> list[tuple[int, Path]]:
@@ -248,6 +268,45 @@ def save_encoder(
         experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
 
 
+def save_reference(params: Params, workdir: Path, step: int) -> None:
+    """Saves what the system has read off the data, if it does that.
+
+    Args:
+      params: with or without it.
+      workdir: of the run.
+      step: of the checkpoint that it belongs to.
+    """
+    if REFERENCE in params:
+        flat = traverse_util.flatten_dict(params[REFERENCE], sep=".")
+        arrays = {name: np.asarray(array) for name, array in flat.items()}
+        write_whole(workdir / REFERENCE_FILE, save(arrays, {"step": str(step)}))
+
+
+def _load_reference(workdir: Path, step: int) -> Params:
+    """What ``save_reference`` wrote, as parameters; none if there is nothing.
+
+    Raises:
+      UserError: the file is damaged, or of another checkpoint.
+    """
+    file = workdir / REFERENCE_FILE
+    if not file.is_file():
+        return {}
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            written = (opened.metadata() or {}).get("step")
+            flat = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file}: damaged ({error}); the same command as before makes it anew"
+        ) from error
+    if written != str(step):
+        raise UserError(
+            f"{file} belongs to the checkpoint of step {written}, the best one is of step {step}; "
+            "let the run finish: the same command as before goes on with it"
+        )
+    return {REFERENCE: traverse_util.unflatten_dict(flat, sep=".")}
+
+
 def publish_encoder(config: ConfigDict, workdir: Path) -> None:
     """Puts the encoder of the run that predicts, if runs leave one, beside the means."""
     best = best_run(config, workdir)
@@ -267,7 +326,7 @@ class Run:
 
     system: System
     params: Params
-    encoder: SentenceEncoder
+    encoder: Encoder
     selection: Mapping[str, Any]  # which checkpoint this is: epoch, step, score
 
 
@@ -280,7 +339,7 @@ def best_meta(workdir: Path) -> dict[str, Any]:
     return Checkpointer(best_run(load_config(workdir), workdir)).best_meta()
 
 
-def load_run(workdir: Path, encoder: SentenceEncoder | str | None = None) -> Run:
+def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
     """The best checkpoint of a workdir and the system that it belongs to.
 
     Args:
@@ -297,8 +356,8 @@ def load_run(workdir: Path, encoder: SentenceEncoder | str | None = None) -> Run
     meta = checkpoints.best_meta()
     if encoder is None and config.system == FINE_TUNING:
         encoder = SentenceEncoder.from_pretrained(str(folder))
-    elif not isinstance(encoder, SentenceEncoder):
-        encoder = _encoder_of(meta["encoder"], encoder)
+    elif not isinstance(encoder, Encoder):
+        encoder = _encoder_of(config, meta["encoder"], encoder)
     system = make_system(config, labels_from_json(meta["labels"]), encoder)
     blank = blank_batch(system, encoder)
     on_every_device = replicated(make_mesh())
@@ -307,23 +366,28 @@ def load_run(workdir: Path, encoder: SentenceEncoder | str | None = None) -> Run
         jax.eval_shape(system.init, jax.random.key(0), blank),
     )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
-    return Run(system, restored["params"], encoder, meta["selection"])
+    params = restored["params"] | _load_reference(folder, meta["selection"]["best_step"])
+    return Run(system, params, encoder, meta["selection"])
 
 
-def _encoder_of(named: Mapping[str, Any], place: str | None) -> SentenceEncoder:
+def _encoder_of(config: ConfigDict, named: Mapping[str, Any], place: str | None) -> Encoder:
     """The encoder that a run was trained with.
 
     Args:
+      config: of the run.
       named: what the run's checkpoint says of it.
       place: where it is now, if not where it was.
     """
     if place is None:
-        # A folder that was named relative to where the run was started.
-        folder = Path(named.get("folder", ""))
-        is_local = not Path(named["name"]).is_dir() and (folder / "config.json").is_file()
-        place = str(folder) if is_local else named["name"]
+        # A folder, or a file, that was named relative to where the run was started.
+        name, folder = Path(named["name"]), Path(named.get("folder", ""))
+        place = named["name"]
+        if not name.exists():
+            file = folder / name.name
+            place = str(folder) if (folder / "config.json").is_file() else place
+            place = str(file) if file.is_file() else place
     try:
-        return SentenceEncoder.from_pretrained(place, sha256=named["sha256"])
+        return load_encoder(config, place=place, sha256=named["sha256"])
     except UserError as error:
         raise UserError(f"{error}\nIf the encoder is elsewhere now: --encoder=PLACE") from error
 

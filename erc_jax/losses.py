@@ -34,6 +34,22 @@ def cross_entropy(
     return jnp.sum(losses * weights) / jnp.where(total > 0, total, 1.0)
 
 
+def batch_class_weights(labels: Array, n_classes: int) -> jax.Array:
+    """Weights float32 [C] by the inverse frequency of classes in a batch; absent ones weigh 0.
+
+    >>> batch_class_weights(jnp.array([0, 0, 0, 1, -1]), 3).tolist()  # 4 / (2 * count)
+    [0.6666666865348816, 2.0, 0.0]
+
+    Args:
+      labels: int [...], a class, or negative where there is no label.
+      n_classes: C.
+    """
+    counts = jnp.sum(jax.nn.one_hot(labels.reshape(-1), n_classes), axis=0)
+    present = counts > 0
+    share = jnp.sum(counts) / jnp.maximum(jnp.sum(present), 1)
+    return jnp.where(present, share / jnp.where(present, counts, 1.0), 0.0)
+
+
 def triplet_loss(
     vectors: jax.Array, labels: Array, margin: float = 1.0, strategy: str = "all"
 ) -> jax.Array:

@@ -7,7 +7,8 @@ with ``zero_division=0``; what is undefined (no labelled utterance at all) is 0,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,29 @@ def aggregate(
         _interval, _resampled_means(confusions, dialogues_drawn, seeds_drawn, names, neutral)
     )
     return _with_counts(result, confusions.sum((0, 1)), names)
+
+
+def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of numbers over seeds, with ``std`` mirroring them; of one seed, as they are.
+
+    Args:
+      runs: of each seed the same names, with numbers, words, or mappings of these. Words that
+        differ among seeds are listed, the most frequent first.
+    """
+    if len(runs) == 1:
+        return dict(runs[0])
+    means: dict[str, Any] = {}
+    spreads: dict[str, float] = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        if isinstance(values[0], Mapping):
+            means[name] = over_seeds(values)
+        elif isinstance(values[0], str):
+            means[name] = ", ".join(word for word, _ in Counter(values).most_common())
+        else:
+            means[name] = float(np.mean(values))
+            spreads[name] = float(np.std(values, ddof=1))
+    return {**means, "std": spreads} if spreads else means
 
 
 def paired_difference(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,16 @@ from ml_collections import ConfigDict
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
-from erc_jax.data.batching import Batch, training_order
+from erc_jax.data.batching import training_order
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Confusions, Predictor, count, metrics_file, score_run, split_scores
+from erc_jax.evaluate import (
+    Predictor,
+    SplitResult,
+    metrics_file,
+    result_of,
+    score_run,
+    split_scores,
+)
 from erc_jax.experiment import (
     Experiment,
     blank_batch,
@@ -31,11 +38,12 @@ from erc_jax.experiment import (
     publish_encoder,
     run_facts,
     save_encoder,
+    save_reference,
     seed_folders,
 )
 from erc_jax.progress import RunLog, TrainingProgress, say
 from erc_jax.sharding import make_mesh, over_blocks, replicated
-from erc_jax.systems import Params, System
+from erc_jax.systems import Objective, Params
 from erc_jax.transfer import take_over
 
 SCORED_SPLITS = ("validation", "test")
@@ -51,7 +59,7 @@ class TrainState:
 
     step: jax.Array  # int32 [], steps done
     params: Params
-    opt_state: optax.OptState
+    opt_state: tuple[optax.OptState, ...]  # one per objective
 
 
 @dataclasses.dataclass
@@ -95,7 +103,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     trainer = Trainer(config, experiment)
     tasks = experiment.system.tasks
 
-    counts: dict[str, list[Confusions]] = {split: [] for split in SCORED_SPLITS}
+    results: dict[str, list[SplitResult]] = {split: [] for split in SCORED_SPLITS}
     chosen: list[dict[str, Any]] = []
     for seed, folder in seed_folders(config, workdir):
         if config.seeds > 1:
@@ -108,14 +116,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 experiment, partial(Trainer, config), config.fine_tuning.folds, seed, folder
             )
         save_encoder(experiment, params, folder, cross_fitted)
+        save_reference(params, folder, selection.best_step)
         chosen.append({"seed": seed, **dataclasses.asdict(selection)})
         for split in SCORED_SPLITS:
-            counts[split].append(score_run(trainer.predictor, params, experiment, split, folder))
+            results[split].append(score_run(trainer.predictor, params, experiment, split, folder))
         if config.seeds > 1:
-            of_seed = {split: runs[-1:] for split, runs in counts.items()}
+            of_seed = {split: runs[-1:] for split, runs in results.items()}
             metrics_file(folder, tasks, of_seed, run_facts(config, experiment, chosen[-1:]))
     facts = run_facts(config, experiment, chosen)
-    content = metrics_file(workdir, tasks, counts, facts)
+    content = metrics_file(workdir, tasks, results, facts)
     publish_best(config, workdir, SCORED_SPLITS)
     publish_encoder(config, workdir)
     return content
@@ -128,17 +137,19 @@ class Trainer:
         self.config = config
         self.experiment = experiment
         self.mesh = make_mesh()
-        examples = experiment.examples["train"]
-        self.steps_per_epoch = -(-examples.n_items // config.train.batch_size)
-        self.optimizer = make_optimizer(config, self.steps_per_epoch)
-        self.train_step = make_train_step(experiment.system, self.optimizer)
+        self.examples = experiment.system.training_examples(experiment.examples["train"])
+        self.steps_per_epoch = -(-self.examples.n_items // config.train.batch_size)
+        self.objectives = experiment.system.objectives()
+        self.optimizers = make_optimizers(config, self.objectives, self.steps_per_epoch)
+        self.train_step = make_train_step(self.objectives, self.optimizers)
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
 
     def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
         """Trains one seed, from its latest checkpoint if there is one.
 
         Returns:
-          The parameters that scored best on the selection split, and which ones these are.
+          The parameters that scored best on the selection split, with the system's reference, and
+          which ones these are.
         """
         # 1. State: that of the latest checkpoint, or new, or taken over from another run.
         state = self.new_state(self.fresh_params(seed))
@@ -162,7 +173,7 @@ class Trainer:
             f"Chosen: epoch {selection.best_epoch}, {self.config.train.select_on} "
             f"{self.config.train.select_metric} {selection.best_score:.4f}"
         )
-        return best["params"], selection
+        return self.with_reference(best["params"]), selection
 
     def run_epochs(
         self,
@@ -173,7 +184,7 @@ class Trainer:
         checkpoints: Checkpointer,
     ) -> TrainState:
         """Trains on from where ``selection`` is, which is kept up to date; the state is donated."""
-        config, examples = self.config, self.experiment.examples["train"]
+        config, examples = self.config, self.examples
         step = int(state.step)
         started, seconds_before = time.monotonic(), selection.seconds
         log = RunLog(workdir, resume_step=step)
@@ -183,12 +194,13 @@ class Trainer:
         while not self.is_over(selection):
             # 1. Steps. Losses stay on the device until a line of progress is due.
             order = training_order(examples, config.train.batch_size, seed, selection.epoch)
+            active = self.active(selection.epoch)
             end = (selection.epoch + 1) * self.steps_per_epoch
             for items in order[step - end :]:  # what a run that was stopped has not done
                 batch = examples.batch(items, self.mesh.size)
                 progress.saw(int(batch.real.sum()))
                 on_device = jax.device_put(batch, over_blocks(self.mesh))
-                state, losses = self.train_step(state, on_device, np.uint32(seed))
+                state, losses = self.train_step(state, on_device, np.uint32(seed), active)
                 pending.append(losses)
                 step += 1
                 if step % config.log_every == 0:
@@ -221,6 +233,14 @@ class Trainer:
         log.close()
         return state
 
+    def active(self, epoch: int) -> tuple[int, ...]:
+        """Which objectives an epoch has."""
+        return tuple(
+            number
+            for number, objective in enumerate(self.objectives)
+            if epoch in range(*_epochs(objective, self.config))
+        )
+
     def fresh_params(self, seed: int) -> Params:
         system = self.experiment.system
         return system.init(jax.random.key(seed), blank_batch(system, self.experiment.encoder))
@@ -231,8 +251,7 @@ class Trainer:
 
     def new_state(self, params: Params) -> TrainState:
         """The state before the first step, whole on every device of the mesh."""
-        state = TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
-        return jax.device_put(state, replicated(self.mesh))
+        return jax.device_put(first_state(params, self.optimizers), replicated(self.mesh))
 
     def check_same_data(self, meta: Mapping[str, Any], workdir: Path) -> None:
         """Refuses to go on with a run whose corpus or encoder was another one.
@@ -255,11 +274,18 @@ class Trainer:
         """
         system, split = self.experiment.system, self.config.train.select_on
         examples = self.experiment.examples[split]
-        probabilities = self.predictor(params, examples)
+        probabilities = self.predictor(self.with_reference(params), examples)
         if not all(np.isfinite(values).all() for values in probabilities.values()):
             raise self.diverged(f"after step {step} the predictions are not finite")
-        scores = split_scores(system.tasks, [count(system.tasks, probabilities, examples)])
+        scores = split_scores(system.tasks, [result_of(system.tasks, probabilities, examples)])
         return scores[self.config.train.select_metric], scores
+
+    def with_reference(self, params: Params) -> Params:
+        """Parameters with what the system reads off the data (``System.fit_reference``)."""
+        examples, split = self.experiment.examples, self.config.train.select_on
+        return self.experiment.system.fit_reference(
+            params, self.predictor.run, examples["train"], examples[split]
+        )
 
     def diverged(self, what: str) -> UserError:
         return UserError(
@@ -315,14 +341,56 @@ class Trainer:
         log.write(step, {**means, "utterances_per_second": round(rate, 1)})
 
 
-def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam, with warm-up, decay, weight decay, clipping and accumulation as the config says."""
-    train = config.train
-    updates = train.epochs * steps_per_epoch // train.accumulate
+def first_state(params: Params, optimizers: Sequence[optax.GradientTransformation]) -> TrainState:
+    """The state before the first step."""
+    opt_state = tuple(optimizer.init(params) for optimizer in optimizers)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def make_optimizers(
+    config: ConfigDict, objectives: Sequence[Objective], steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, ...]:
+    """An optimizer for each objective, over the epochs that have it."""
+    made = []
+    for objective in objectives:
+        train = config.train.copy_and_resolve_references()
+        train.update(objective.changes)
+        first, end = _epochs(objective, config)
+        optimizer = make_optimizer(train, (end - first) * steps_per_epoch)
+        if modules := objective.modules:
+            # Its loss has no gradient elsewhere; without the mask, weight decay would act there.
+            optimizer = optax.masked(
+                optimizer,
+                lambda params, modules=modules: {
+                    name: jax.tree.map(lambda _, here=name in modules: here, of)
+                    for name, of in params.items()
+                },
+            )
+        made.append(optimizer)
+    return tuple(made)
+
+
+def _epochs(objective: Objective, config: ConfigDict) -> tuple[int, int]:
+    """The first epoch that has an objective, and the first that no longer has it."""
+    first, end = objective.epochs
+    return first, config.train.epochs if end is None else end
+
+
+def make_optimizer(train: ConfigDict, n_steps: int) -> optax.GradientTransformation:
+    """Adam or SGD, with warm-up, decay, weight decay, clipping and accumulation.
+
+    Args:
+      train: as ``config.train``.
+      n_steps: batches that it will see.
+
+    Raises:
+      UserError: these are too few for one update.
+    """
+    updates = n_steps // train.accumulate
     if not updates:
         raise UserError(
-            f"train.accumulate is {train.accumulate}, but the run has "
-            f"{train.epochs * steps_per_epoch} steps in all; no update would be made"
+            f"train.accumulate is {train.accumulate}, but there are {max(n_steps, 0)} steps in "
+            "all (train.epochs times batches); no update would be made"
         )
     warmup = min(train.warmup_steps, updates // 4)
     decay_steps = max(updates - warmup, 1)
@@ -336,7 +404,12 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTr
         up = optax.linear_schedule(0.0, train.learning_rate, warmup)
         schedule = optax.join_schedules([up, schedule], [warmup])
     mask = decayed if train.weight_decay else None
-    parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=mask)]
+    if train.optimizer == "sgd":
+        parts = [optax.sgd(schedule, momentum=0.9)]
+        if train.weight_decay:
+            parts.insert(0, optax.add_decayed_weights(train.weight_decay, mask))
+    else:
+        parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=mask)]
     if train.clip_norm:
         parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
     optimizer = optax.chain(*parts)
@@ -353,22 +426,30 @@ def decayed(params: Params) -> Any:
 
 
 def make_train_step(
-    system: System, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """One jitted update; the state is donated, shardings follow the arguments'.
+    objectives: Sequence[Objective], optimizers: Sequence[optax.GradientTransformation]
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """One jitted step: an update per objective; the state is donated, shardings are the arguments'.
 
     Returns:
-      (state, batch, seed uint32 []) to (new state, {"loss" and its parts: float32 []}).
+      (state, batch, seed uint32 [], numbers of the objectives to use; by default all) to (new
+      state, {"loss", the sum, and its parts: float32 []}).
     """
 
-    def step(state, batch, seed):
+    def step(state, batch, seed, active=None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, parts), gradient = jax.value_and_grad(system.loss, has_aux=True)(
-            state.params, batch, key
-        )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        parts = {f"loss_{name}": value for name, value in parts.items()}
-        return TrainState(state.step + 1, params, opt_state), {"loss": loss, **parts}
+        params, opt_states = state.params, list(state.opt_state)
+        total = jnp.zeros(())
+        shown: dict[str, jax.Array] = {}
+        for number in range(len(objectives)) if active is None else active:
+            (loss, parts), gradient = jax.value_and_grad(objectives[number].loss, has_aux=True)(
+                params, batch, key
+            )
+            updates, opt_states[number] = optimizers[number].update(
+                gradient, opt_states[number], params
+            )
+            params = optax.apply_updates(params, updates)
+            total += loss
+            shown |= {f"loss_{name}": value for name, value in parts.items()}
+        return TrainState(state.step + 1, params, tuple(opt_states)), {"loss": total, **shown}
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, static_argnames="active")

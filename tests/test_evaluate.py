@@ -16,6 +16,7 @@ from erc_jax.evaluate import (
     evaluate_split,
     label_dialogues,
     metrics_file,
+    result_of,
     split_scores,
 )
 from erc_jax.sharding import make_mesh
@@ -126,7 +127,7 @@ def test_scores_of_one_run(examples):
 
 
 def test_scores_of_several_runs(examples):
-    runs = [count(TASKS, predicted(examples, seed), examples) for seed in range(3)]
+    runs = [result_of(TASKS, predicted(examples, seed), examples) for seed in range(3)]
     block = split_scores(TASKS, runs)
     singles = [split_scores(TASKS, [run]) for run in runs]
     for of_task, of_singles in (
@@ -144,7 +145,7 @@ def test_scores_of_several_runs(examples):
 
 def test_the_file_of_scores(tmp_path, examples):
     def counts(seed):
-        return count(TASKS, predicted(examples, seed), examples)
+        return result_of(TASKS, predicted(examples, seed), examples)
 
     first = {"validation": [counts(0), counts(1)], "test": [counts(2), counts(3)]}
     content = metrics_file(tmp_path, TASKS, first, {"seeds": [7, 8], "commit": "a"})

@@ -11,7 +11,7 @@ from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples, training_order
 from erc_jax.sharding import DATA_AXIS, make_mesh, over_blocks, replicated
 from erc_jax.systems import make_system
-from erc_jax.train import TrainState, make_optimizer, make_train_step
+from erc_jax.train import first_state, make_optimizers, make_train_step
 
 BATCH_SIZE = 8
 EPOCHS = 2
@@ -47,9 +47,9 @@ def train(labels, random_dialogues):
     @functools.cache
     def run(n_devices):
         mesh = make_mesh(jax.devices()[:n_devices])
-        optimizer = make_optimizer(config, steps_per_epoch=3)
-        step = make_train_step(system, optimizer)
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        optimizers = make_optimizers(config, system.objectives(), 3)
+        step = make_train_step(system.objectives(), optimizers)
+        state = first_state(params, optimizers)
         # A copy, as the step takes its argument's memory.
         state = jax.device_put(jax.tree.map(jnp.array, state), replicated(mesh))
         seed = jax.device_put(np.uint32(3), replicated(mesh))
@@ -116,12 +116,12 @@ def test_the_seed_and_the_step_decide_what_is_dropped(labels, random_dialogues):
     dialogues = random_dialogues([4, 6])
     features = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
     batch = make_examples(dialogues, features, system.targets(dialogues)).batch(np.arange(2))
-    optimizer = make_optimizer(config, steps_per_epoch=1)
+    optimizers = make_optimizers(config, system.objectives(), 1)
     params = jax.jit(system.init)(jax.random.key(0), batch)
-    step = make_train_step(system, optimizer)
+    step = make_train_step(system.objectives(), optimizers)
 
     def losses(seed, count=3):
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        state = first_state(params, optimizers)
         state = jax.tree.map(jnp.array, state)
         found = []
         for _ in range(count):

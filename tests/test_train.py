@@ -399,9 +399,8 @@ def test_weight_decay_spares_biases_and_scales():
 
 def test_warm_up_takes_a_quarter_of_a_short_run_at_most(place):
     def rate_after(updates, **fields):
-        optimizer = train_module.make_optimizer(
-            tiny_config(place, train__learning_rate=1.0, train__epochs=1, **fields), updates
-        )
+        config = tiny_config(place, train__learning_rate=1.0, **fields)
+        optimizer = train_module.make_optimizer(config.train, updates)
         state = optimizer.init({"x": jax.numpy.ones(())})
         rates = []
         for _ in range(updates):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,7 +25,7 @@ from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.systems.fine_tuning import FineTuning
-from erc_jax.train import TrainState, make_optimizer, make_train_step
+from erc_jax.train import first_state, make_optimizers, make_train_step
 
 
 def load(encoder: str, dtype: str = "float32") -> SentenceEncoder:
@@ -102,10 +101,10 @@ def train_cases(
     batches = train_batches(batch_size, n_batches)
     lengths = lengths_of(start, sentences(n_sentences))
     arrays = [jax.device_put(examples.batch(batch)) for batch in batches]
-    optimizer = make_optimizer(config, steps_per_epoch=n_batches)
+    optimizers = make_optimizers(config, system.objectives(), n_batches)
     params = system.init(jax.random.key(0), arrays[0])
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    train_step = make_train_step(system, optimizer)
+    state = first_state(params, optimizers)
+    train_step = make_train_step(system.objectives(), optimizers)
 
     def train(step: int) -> None:
         nonlocal state

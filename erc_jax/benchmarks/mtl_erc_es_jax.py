@@ -13,7 +13,7 @@ from erc_jax.config import base_config
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.layers.recurrent import PackedBiLSTM
 from erc_jax.systems.mtl_erc_es import MtlErcEs
-from erc_jax.train import TrainState, make_train_step
+from erc_jax.train import first_state, make_train_step
 
 
 def make_system(model: str) -> MtlErcEs:
@@ -30,10 +30,10 @@ def cases(model: str, width: int, n_batches: int) -> harness.Cases:
     system = make_system(model)
     examples = sample(width)
     arrays = [jax.device_put(examples.batch(b)) for b in batches(examples, n_batches)]
-    optimizer = optax.adam(1e-4)
+    optimizers = (optax.adam(1e-4),)
     params = jax.jit(system.init)(jax.random.key(0), arrays[0])
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    train_step = make_train_step(system, optimizer)
+    state = first_state(params, optimizers)
+    train_step = make_train_step(system.objectives(), optimizers)
     predict_step = jax.jit(system.predict)
 
     def train(step: int) -> None:

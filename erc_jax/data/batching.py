@@ -98,6 +98,8 @@ class Examples:
       back_speaker: int32 [N], the same for the same speaker's previous utterance.
       speaker_sequence: int64 [N], a number for each (dialogue, speaker).
       labels: task to int32 [N].
+      window: if given, a batch's ``dialogue`` layout has a row for each run of up to so many
+        utterances of a dialogue, and so many slots, in place of rows of whole dialogues.
     """
 
     features: np.ndarray
@@ -106,6 +108,7 @@ class Examples:
     back_speaker: np.ndarray
     speaker_sequence: np.ndarray
     labels: Mapping[str, np.ndarray]
+    window: int | None = None
 
     @property
     def n_dialogues(self) -> int:
@@ -155,24 +158,38 @@ class Examples:
             )
             for block in blocks
         ]
-        dialogue_of = [np.repeat(dialogues[block], lengths[block]) for block in blocks]
+        in_block = [np.repeat(dialogues[block], lengths[block]) for block in blocks]
+        if self.window:
+            # A number for each (dialogue, window).
+            places = [r - self.starts[of] for r, of in zip(rows, in_block, strict=True)]
+            in_block = [
+                of * int(lengths.max(initial=1)) + place // self.window
+                for of, place in zip(in_block, places, strict=True)
+            ]
         return Batch(
-            features=_stack([self.features[r] for r in rows], n_padded, 0.0),
-            real=_stack([np.ones(len(r), bool) for r in rows], n_padded, False),
-            ids=_stack(ids, n_padded, 0).astype(np.int32),
-            previous_global=_stack([_previous(self.back_global[r]) for r in rows], n_padded, -1),
-            previous_speaker=_stack([_previous(self.back_speaker[r]) for r in rows], n_padded, -1),
-            dialogue=_layouts(dialogue_of, n_padded),
+            features=stack_blocks([self.features[r] for r in rows], n_padded, 0.0),
+            real=stack_blocks([np.ones(len(r), bool) for r in rows], n_padded, False),
+            ids=stack_blocks(ids, n_padded, 0).astype(np.int32),
+            previous_global=stack_blocks(
+                [_previous(self.back_global[r]) for r in rows], n_padded, -1
+            ),
+            previous_speaker=stack_blocks(
+                [_previous(self.back_speaker[r]) for r in rows], n_padded, -1
+            ),
+            dialogue=_layouts(in_block, n_padded, self.window),
             speaker=_layouts([self.speaker_sequence[r] for r in rows], n_padded),
             labels={
-                task: _stack([labels[r] for r in rows], n_padded, UNLABELLED)
+                task: stack_blocks([labels[r] for r in rows], n_padded, UNLABELLED)
                 for task, labels in self.labels.items()
             },
         )
 
 
 def make_examples(
-    dialogues: Sequence[Dialogue], features: np.ndarray, labels: Mapping[str, np.ndarray]
+    dialogues: Sequence[Dialogue],
+    features: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    window: int | None = None,
 ) -> Examples:
     """Arrays of a split.
 
@@ -180,6 +197,7 @@ def make_examples(
       dialogues: B dialogues with N utterances in all.
       features: float32 [N, D].
       labels: task to int32 [N]; may be empty where nothing is to be scored.
+      window: see ``Examples``.
     """
     back_global: list[np.ndarray] = []
     back_speaker: list[np.ndarray] = []
@@ -205,6 +223,7 @@ def make_examples(
         back_speaker=np.concatenate(back_speaker).astype(np.int32),
         speaker_sequence=np.concatenate(sequences),
         labels=labels,
+        window=window,
     )
 
 
@@ -257,20 +276,29 @@ def _previous(back: np.ndarray) -> np.ndarray:
     return np.where(back > 0, np.arange(len(back)) - back, -1).astype(np.int32)
 
 
-def _stack(blocks: Sequence[np.ndarray], n_padded: int, fill: float) -> np.ndarray:
+def stack_blocks(blocks: Sequence[np.ndarray], n_padded: int, fill: float) -> np.ndarray:
+    """Blocks of up to ``n_padded`` rows as one array [G, n_padded, ...], filled up."""
     out = np.full((len(blocks), n_padded, *blocks[0].shape[1:]), fill, blocks[0].dtype)
     for row, block in zip(out, blocks, strict=True):
         row[: len(block)] = block
     return out
 
 
-def _layouts(sequence_of: Sequence[np.ndarray], n_padded: int) -> Layout:
-    """Layouts of all blocks with one common shape, stacked."""
-    slots: int | None = None
+def _layouts(sequence_of: Sequence[np.ndarray], n_padded: int, window: int | None = None) -> Layout:
+    """Layouts of all blocks with one common shape, stacked.
+
+    Args:
+      sequence_of: per block, the sequence of each of its utterances.
+      n_padded: N.
+      window: if given, each sequence has a row of so many slots to itself.
+    """
+    slots: int | None = window
     rows: int | None = None
     for _ in range(3):  # each block for itself; then in the longest's slots; then in the most rows
         layouts = [
-            pack_sequences(sequence, n_padded=n_padded, n_slots=slots, n_rows=rows)
+            pack_sequences(
+                sequence, n_padded=n_padded, n_slots=slots, n_rows=rows, alone=window is not None
+            )
             for sequence in sequence_of
         ]
         shapes = {layout.index.shape for layout in layouts}

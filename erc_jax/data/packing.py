@@ -50,6 +50,7 @@ def pack_sequences(
     n_padded: int,
     n_slots: int | None = None,
     n_rows: int | None = None,
+    alone: bool = False,
 ) -> Layout:
     """Places sequences into rows: the longest first, each into the first row with room for it.
 
@@ -61,6 +62,7 @@ def pack_sequences(
       n_padded: N, at least n.
       n_slots: T; by default the longest sequence's length, rounded up.
       n_rows: R; by default rounded up from what the sequences need at T slots.
+      alone: each sequence gets a row to itself, in order of appearance.
 
     Raises:
       ValueError: the sequences do not fit into N, T and R.
@@ -83,7 +85,11 @@ def pack_sequences(
             f"{n} utterances in sequences of up to {longest} do not fit into "
             f"N = {n_padded}, T = {n_slots}"
         )
-    row_of, start_of, needed = _first_fit(lengths, n_slots)
+    if alone:
+        needed = len(lengths)
+        row_of, start_of = np.arange(needed), np.zeros(needed, np.int64)
+    else:
+        row_of, start_of, needed = _first_fit(lengths, n_slots)
     if n_rows is None:
         n_rows = round_up_rows(needed, n_padded, n_slots)
     if needed > n_rows:

@@ -24,7 +24,12 @@ class TransformerLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layout: Layout | None, drop: Drop, drop_weights: Drop
+        self,
+        x: jax.Array,
+        layout: Layout | None,
+        drop: Drop,
+        drop_weights: Drop,
+        at: jax.Array | None = None,
     ) -> jax.Array:
         """The layer's output.
 
@@ -34,9 +39,11 @@ class TransformerLayer(nn.Module):
           drop: dropout of the attention's output, the hidden layer and the network's output, in
             this order; 2 D + ffn channels in all.
           drop_weights: dropout of the attention weights, float [R, heads, T, T].
+          at: int [A], the utterances whose output is wanted; the others are only attended to, which
+            costs a sixth. None is all N.
 
         Returns:
-          float [N, D].
+          float [A, D].
         """
         width = x.shape[-1]
         query, key, value = (nn.Dense(width, name=n)(x) for n in ("query", "key", "value"))
@@ -44,6 +51,8 @@ class TransformerLayer(nn.Module):
         attended = value
         if layout is not None:
             attended = sequence_attention(query, key, value, layout, drop_weights, self.heads)
+        if at is not None:
+            x, attended = x[at], attended[at]
         x = nn.LayerNorm(epsilon=1e-5, name="norm_attention")(
             x + drop(nn.Dense(width, name="output")(attended))
         )

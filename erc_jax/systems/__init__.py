@@ -1,14 +1,15 @@
 """The systems: each maps a batch to a loss and to predictions, and names its tasks.
 
-Adding one is a module here with a class that has the methods of ``System``, and a line in SYSTEMS.
+Adding one is a module here with a subclass of ``System``, and a line in SYSTEMS.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -20,15 +21,18 @@ from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from erc_jax.data.batching import Split
     from erc_jax.encoders.sentence import SentenceEncoder
 
 SYSTEMS = {
     "fine_tuning": "erc_jax.systems.fine_tuning:FineTuning",
     "mtl_erc_es": "erc_jax.systems.mtl_erc_es:MtlErcEs",
+    "sent_emo_context": "erc_jax.systems.sent_emo_context:SentEmoContext",
 }
 
 Params = Any  # a pytree of arrays
 HEAD = "head_"  # the parameters of a task's head lie under HEAD + its name
+REFERENCE = "reference"  # parameters that are read off the data after training lie under this name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,33 +50,71 @@ class Task:
     neutral: str | None = None
 
 
-class System(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss that is minimised; each batch gives one update per objective, in turn.
+
+    Attributes:
+      loss: (params, batch, key) to the loss to minimise, float32 [], and its parts to be shown.
+      changes: fields of ``config.train`` that are others for this objective's optimizer.
+      modules: names at the top of the parameters that it trains; None is all.
+      epochs: the first epoch in which it is used and the first in which it no longer is; None is
+        the end of training.
+    """
+
+    loss: Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    modules: tuple[str, ...] | None = None
+    epochs: tuple[int, int | None] = (0, None)
+
+
+class Run(Protocol):
+    """Runs a system's function over a whole split: see ``erc_jax.evaluate.Predictor.run``."""
+
+    def __call__(
+        self,
+        function: Callable[[Params, Any], Mapping[str, jax.Array]],
+        params: Params,
+        examples: Split,
+    ) -> dict[str, np.ndarray]: ...
+
+
+class System(abc.ABC):
     """What the training loop, scoring and prediction ask of a system."""
 
     tasks: Sequence[Task]
-    notes: Sequence[str]  # what the user should be told once, such as a task that was left out
+    notes: Sequence[str] = ()  # what the user should be told once, such as a task that was left out
 
     # What its batches hold of an utterance: "features" of a frozen encoder, or its "tokens".
-    inputs: str
+    inputs = "features"
 
+    # If given, a batch has rows of so many utterances in place of whole dialogues' (``Examples``).
+    window: int | None = None
+
+    @abc.abstractmethod
     def __init__(
         self, config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | None = None
     ): ...
 
+    @abc.abstractmethod
     def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
         """Task to classes int32 [N] of all utterances in order, -1 where there is no label."""
 
+    @abc.abstractmethod
     def init(self, key: jax.Array, batch: Any) -> Params:
         """Parameters for batches like this one."""
 
+    @abc.abstractmethod
     def loss(
         self, params: Params, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss to minimise, float32 [], and its parts to be shown."""
 
+    @abc.abstractmethod
     def predict(self, params: Params, batch: Any) -> dict[str, jax.Array]:
         """Task to class probabilities float32 [G, N, C]."""
 
+    @abc.abstractmethod
     def describe(
         self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]
     ) -> list[dict[str, Any]]:
@@ -82,6 +124,56 @@ class System(Protocol):
           dialogue: T utterances.
           probabilities: task to float32 [T, C].
         """
+
+    # What most systems leave as it is.
+
+    def training_examples(self, examples: Split) -> Split:
+        """The training split, as batches are drawn from it."""
+        return examples
+
+    def objectives(self) -> Sequence[Objective]:
+        """What a training step minimises."""
+        return (Objective(self.loss),)
+
+    def fit_reference(self, params: Params, run: Run, train: Split, selection: Split) -> Params:
+        """Parameters with what is not learned but read off the data, under REFERENCE.
+
+        Args:
+          params: after training, or after one of its epochs.
+          run: runs a function of this system over a split.
+          train: the training split.
+          selection: the split on which choices are made.
+        """
+        del run, train, selection
+        return params
+
+    def further_scores(self, params: Params, run: Run, examples: Split) -> dict[str, Any]:
+        """What a split's block in metrics.json says besides the tasks' scores.
+
+        Numbers are averaged over seeds.
+        """
+        del params, run, examples
+        return {}
+
+    def with_support(
+        self, params: Params, run: Run, examples: Split, labels: LabelSpace
+    ) -> tuple[System, Params]:
+        """A system that names other emotions, known from a few labelled examples only.
+
+        Args:
+          params: of this system.
+          run: runs a function of this system over a split.
+          examples: with labels of the task "emotion", classes of ``labels``.
+          labels: the new emotions.
+
+        Raises:
+          UserError: this system cannot do that.
+        """
+        del params, run, examples, labels
+        raise UserError(
+            "this run cannot name new emotions from examples (--support); runs of sent_emo_context "
+            "can"
+        )
 
 
 def make_system(

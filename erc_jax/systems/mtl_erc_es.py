@@ -38,7 +38,7 @@ from erc_jax.layers.attention import ShiftUnit
 from erc_jax.layers.dropout import Dropout, PairDropout
 from erc_jax.layers.recurrent import PackedBiLSTM
 from erc_jax.losses import cross_entropy
-from erc_jax.systems import HEAD, Params, Task
+from erc_jax.systems import HEAD, Params, System, Task
 
 LEVELS = ("global", "speaker")
 
@@ -109,10 +109,8 @@ class Model(nn.Module):
         }
 
 
-class MtlErcEs:
+class MtlErcEs(System):
     """The system: labels, loss and predictions around the network."""
-
-    inputs = "features"
 
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
         self._labels = labels

@@ -96,7 +96,7 @@ def test_both_sides_compute_the_same_vectors(folder):
 def test_both_sides_learn_the_same(folder, monkeypatch):
     torch = pytest.importorskip("torch")
     from erc_jax.benchmarks import encoder, encoder_jax, encoder_torch
-    from erc_jax.train import TrainState, make_optimizer, make_train_step
+    from erc_jax.train import first_state, make_optimizers, make_train_step
 
     for module in (encoder_jax, encoder_torch):
         monkeypatch.setattr(module, "LEARNING_RATE", 1e-3)
@@ -106,7 +106,7 @@ def test_both_sides_learn_the_same(folder, monkeypatch):
     )
     batches = train_batches(8, 3)
     arrays: list[Any] = [examples.batch(batch) for batch in batches]
-    optimizer = make_optimizer(config, steps_per_epoch=3)
+    optimizers = make_optimizers(config, system.objectives(), 3)
     params = system.init(jax.random.key(0), arrays[0])
 
     peer = encoder_torch.Classifier(str(folder), 0.0).train()
@@ -117,8 +117,8 @@ def test_both_sides_learn_the_same(folder, monkeypatch):
     tokenizer = encoder_torch.Tokenizer(str(folder))
 
     texts, classes = sentences(24), torch.from_numpy(encoder.labels(24))
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    step = make_train_step(system, optimizer)
+    state = first_state(params, optimizers)
+    step = make_train_step(system.objectives(), optimizers)
     losses, expected = [], []
     for batch, array in zip(batches, arrays, strict=True):
         state, parts = step(state, array, np.uint32(0))

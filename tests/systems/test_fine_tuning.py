@@ -21,7 +21,7 @@ from erc_jax.evaluate import evaluate_file, evaluate_split
 from erc_jax.experiment import load_encoder, load_run
 from erc_jax.predict import Recognizer
 from erc_jax.systems import make_system
-from erc_jax.train import TrainState, make_optimizer, make_train_step, train
+from erc_jax.train import first_state, make_optimizers, make_train_step, train
 from tests.tiny import EMOTION_ONLY, WORDS, tiny_config, write_encoder
 
 LENGTHS = [4, 1, 3, 2, 5, 1]
@@ -438,10 +438,10 @@ def test_accumulated_halves_are_one_whole(setting, labels):
             train__accumulate=accumulate, train__learning_rate=0.01, train__weight_decay=0.1
         )
         examples = examples_of(talk)
-        optimizer = make_optimizer(config, steps_per_epoch=1)
-        step = make_train_step(system, optimizer)
+        optimizers = make_optimizers(config, system.objectives(), 1)
+        step = make_train_step(system.objectives(), optimizers)
         params = fresh_params(system)
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        state = first_state(params, optimizers)
         for items in np.split(np.arange(12), accumulate):
             before = jax.tree.map(np.asarray, state.params)
             state, _ = step(state, examples.batch(items), np.uint32(0))
@@ -474,13 +474,13 @@ def test_a_step_is_pytorchs(setting, alone, folder, dialogues):
         train__learning_rate=rate, train__weight_decay=decay
     )
     examples = examples_of(dialogues)
-    optimizer = make_optimizer(config, steps_per_epoch=1)
+    optimizers = make_optimizers(config, system.objectives(), 1)
     params = fresh_params(system)
     before = jax.tree.map(np.asarray, params)
     batch = examples.batch(np.arange(examples.n_items))
     gradient = jax.tree.map(np.asarray, alone[0](batch)[1])
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    state, losses = make_train_step(system, optimizer)(state, batch, np.uint32(0))
+    state = first_state(params, optimizers)
+    state, losses = make_train_step(system.objectives(), optimizers)(state, batch, np.uint32(0))
 
     model = transformers.BertModel.from_pretrained(
         folder, add_pooling_layer=False, hidden_dropout_prob=0, attention_probs_dropout_prob=0

@@ -13,7 +13,7 @@ from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 from erc_jax.systems import make_system
 from erc_jax.systems.mtl_erc_es import MtlErcEs
-from erc_jax.train import TrainState, make_optimizer, make_train_step
+from erc_jax.train import first_state, make_optimizers, make_train_step
 
 D = 16
 LENGTHS = [5, 1, 9, 3, 1, 7, 2, 12]
@@ -281,7 +281,7 @@ def test_the_paper_s_recipe(labels, random_dialogues):
     system = MtlErcEs(config, labels)
     dialogues = random_dialogues([3, 6])
     batch = examples_of(system, dialogues, width=1024).batch(np.arange(2))
-    optimizer = make_optimizer(config, steps_per_epoch=1)
+    optimizers = make_optimizers(config, system.objectives(), 1)
     params = jax.jit(system.init)(jax.random.key(0), batch)
     assert params["head_emotion"]["kernel"].shape == (2048, 4)
     # Two levels of two layers of 2 x 512; four units of three matrices and a network, with norms.
@@ -289,8 +289,8 @@ def test_the_paper_s_recipe(labels, random_dialogues):
     in_units = 4 * (5 * 1024**2 + 2 * 1024 + 4 * 1024)
     in_heads = 2048 * (4 + 3 + 5 + 5) + 17
     assert sum(x.size for x in jax.tree.leaves(params)) == in_lstms + in_units + in_heads
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    step = make_train_step(system, optimizer)
+    state = first_state(params, optimizers)
+    step = make_train_step(system.objectives(), optimizers)
     losses = []
     for _ in range(2):
         state, parts = step(state, batch, np.uint32(0))

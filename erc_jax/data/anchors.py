@@ -1,0 +1,124 @@
+"""Batches of drawn utterances (anchors), each with its whole dialogue as context.
+
+SentEmoContext draws its training batches with inverse label frequency, so that rare emotions meet
+as often as frequent ones. An anchor brings its dialogue, which tells what it means; loss and
+triplets are of the anchors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from flax import struct
+
+from erc_jax.data.batching import Batch, Examples, balanced_batches, stack_blocks
+from erc_jax.data.labels import UNLABELLED
+from erc_jax.data.packing import Array, round_up
+
+
+@struct.dataclass
+class AnchorBatch:
+    """G blocks of N packed utterances, A places for anchors among them.
+
+    Attributes:
+      utterances: the anchors' dialogues, whole.
+      anchors: int32 [G, A], the anchors' rows in their block; 0 in an empty place.
+      labels: task to int32 [G, A], UNLABELLED in an empty place.
+    """
+
+    utterances: Batch
+    anchors: Array
+    labels: Mapping[str, Array]
+
+    @property
+    def real(self) -> Array:
+        """bool [G, N], whether an utterance is there."""
+        return self.utterances.real
+
+    @property
+    def ids(self) -> Array:
+        """int32 [G, N], the utterance's place in the whole batch."""
+        return self.utterances.ids
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorExamples:
+    """A split whose items are labelled utterances, drawn with replacement.
+
+    An epoch is as many anchors as there are labelled utterances.
+
+    Attributes:
+      examples: the split, by dialogues.
+      task: whose labels decide how often an utterance is drawn.
+      balance: 1 draws every class as often, 0 as often as it occurs; between them, an utterance's
+        chance goes with its class' count to the power of -balance.
+    """
+
+    examples: Examples
+    task: str
+    balance: float
+
+    @property
+    def labels(self) -> Mapping[str, np.ndarray]:
+        return self.examples.labels
+
+    @property
+    def n_items(self) -> int:
+        return int((self.labels[self.task] >= 0).sum())
+
+    @property
+    def n_dialogues(self) -> int:
+        return self.examples.n_dialogues
+
+    @property
+    def n_utterances(self) -> int:
+        return self.examples.n_utterances
+
+    @property
+    def dialogue_of(self) -> np.ndarray:
+        return self.examples.dialogue_of
+
+    def batches(self, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Utterance numbers of an epoch's batches, drawn anew; one may be in a batch twice."""
+        labels = self.labels[self.task]
+        candidates = np.flatnonzero(labels >= 0)
+        chance = np.bincount(labels[candidates]).astype(float)[labels[candidates]] ** -self.balance
+        drawn = rng.choice(candidates, size=len(candidates), p=chance / chance.sum())
+        lengths = np.diff(self.examples.starts)[self.dialogue_of[drawn]]
+        return [drawn[places] for places in balanced_batches(lengths, batch_size, rng)]
+
+    def rows(self, items: np.ndarray) -> np.ndarray:
+        """Numbers of the utterances of the anchors' dialogues."""
+        return self.examples.rows(self._dialogues(items))
+
+    def batch(self, items: np.ndarray, n_blocks: int = 1) -> AnchorBatch:
+        """Packs the anchors' dialogues; who was drawn twice, or in one dialogue, is there once.
+
+        Args:
+          items: int [n], numbers of the utterances.
+          n_blocks: blocks (G) to spread the dialogues over.
+        """
+        utterances = self.examples.batch(self._dialogues(items), n_blocks)
+        number = self.rows(items)[utterances.ids]  # [G, N], of each utterance in the split
+        is_anchor = utterances.real & np.isin(number, items)
+        anchors = [np.flatnonzero(of_block) for of_block in is_anchor]
+        # Of one block the shape shall not depend on what was drawn twice.
+        n_places = len(items) if n_blocks == 1 else max(len(places) for places in anchors)
+        n_padded = round_up(n_places)
+        return AnchorBatch(
+            utterances=dataclasses.replace(utterances, labels={}),
+            anchors=stack_blocks(anchors, n_padded, 0).astype(np.int32),
+            labels={
+                task: stack_blocks(
+                    [labels[of[places]] for of, places in zip(number, anchors, strict=True)],
+                    n_padded,
+                    UNLABELLED,
+                )
+                for task, labels in self.labels.items()
+            },
+        )
+
+    def _dialogues(self, items: np.ndarray) -> np.ndarray:
+        return np.unique(self.dialogue_of[items])

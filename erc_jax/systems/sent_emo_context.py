@@ -1,0 +1,447 @@
+"""SentEmoContext: a Siamese encoder over frozen sentence embeddings, trained on triplets.
+
+Guibon, Labeau, Flek, Luce and Clavel, "From Dialogue to Emotions: Meta-learning of Emotions in
+Conversation with Sentence Transformers" (paper 3). A Transformer layer gives utterances their
+context, a classifier (one layer and a linear map) sits on top. Each batch takes two steps: the
+classifier's cross-entropy, and the triplet loss of the contextual vectors; both train the encoder.
+(The published code detaches the vectors before the triplet loss, which then trains nothing.)
+
+An utterance is classified in three ways: by the classifier ("head"), by the nearest class centroid,
+and by its nearest neighbours among training utterances. Training sees all classes alike, so each
+way weighs its result by the classes' frequency to a power; that power, and which way is taken, are
+chosen on validation. Ours, where the paper is silent: positions, and the weight of frequencies.
+
+Two baselines are this system without context: ``context="none"`` classifies sentence embeddings
+directly, the networks "mlp" and "lstm" read the words of an utterance alone.
+
+The model reads the whole dialogue, later turns too: a label can change when the conversation goes
+on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from erc_jax import metrics
+from erc_jax.data.anchors import AnchorBatch, AnchorExamples
+from erc_jax.data.batching import Batch, Split
+from erc_jax.data.dialogue import Dialogue
+from erc_jax.data.labels import LabelSpace
+from erc_jax.data.packing import Layout
+from erc_jax.errors import UserError
+from erc_jax.layers.dropout import Dropout, PairDropout
+from erc_jax.layers.isolated import MLP, StackedLSTM
+from erc_jax.layers.recurrent import gather_rows, scatter_back
+from erc_jax.layers.transformer import TransformerLayer
+from erc_jax.losses import batch_class_weights, cross_entropy, triplet_loss
+from erc_jax.systems import HEAD, REFERENCE, Objective, Params, Run, System, Task
+from erc_jax.triplets import verification_with_chance
+
+WAYS = ("head", "centroid", "knn")
+WINDOW = 15  # utterances in a dialogue vector
+# Powers of the classes' frequency among which validation chooses.
+PRIOR_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class ContextEncoder(nn.Module):
+    """Makes utterance vectors contextual; no dialogue sees another.
+
+    Attributes:
+      form: "utterances": attention across a dialogue's utterances; "dialogue_vector": windows of 15
+        utterances, each concatenated into one vector that goes through the layer and is split again
+        (the paper's 159 million parameters). Its softmax over one vector is 1, so query and key
+        never get a gradient.
+      heads: of the attention.
+      ffn: width of the feed-forward network's hidden layer.
+      dropout: rate of every dropout.
+      positions: add sinusoids of the place in the dialogue ("utterances" only).
+    """
+
+    form: str
+    heads: int
+    ffn: int
+    dropout: float
+    positions: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, block: Batch, key: jax.Array | None, at: jax.Array | None
+    ) -> jax.Array:
+        """Contextual vectors.
+
+        Args:
+          x: float [N, D], of the utterances of a block.
+          block: a Batch without its leading axis; "dialogue_vector" wants windows (``Examples``).
+          key: PRNG key of the dropout; None is evaluation.
+          at: int [A], the utterances that are wanted; None is all.
+
+        Returns:
+          float [A, D].
+        """
+        layer = TransformerLayer(self.heads, self.ffn, name="layer")
+        keys = (None, None) if key is None else jax.random.split(key)
+        layout: Layout = block.dialogue
+        if self.form == "dialogue_vector":
+            slots = gather_rows(x, layout)  # [15, W, D]
+            windows = slots.swapaxes(0, 1).reshape(slots.shape[1], -1)
+            first = jnp.asarray(block.ids)[layout.index[0]]
+            drop = Dropout(keys[0], first, self.dropout, 2 * windows.shape[-1] + self.ffn)
+            whole = layer(windows, None, drop, drop)
+            vectors = scatter_back(
+                whole.reshape(slots.shape[1], *slots.shape[::2]).swapaxes(0, 1), layout
+            )
+            return vectors if at is None else vectors[at]
+        if self.positions:
+            x = x + sinusoids(places(block.previous_global), x.shape[-1])
+        ids = jnp.asarray(block.ids)
+        wanted = ids if at is None else ids[at]
+        drop = Dropout(keys[0], wanted, self.dropout, 2 * x.shape[-1] + self.ffn)
+        drop_weights = PairDropout(keys[1], ids[layout.index].T, self.dropout, self.heads)
+        return layer(x, layout, drop, drop_weights, at)
+
+
+def places(previous: jax.Array) -> jax.Array:
+    """Place int32 [N] of each packed utterance in its dialogue, from rows of previous ones."""
+    rows = jnp.arange(len(previous))
+    return rows - jax.lax.cummax(jnp.where(jnp.asarray(previous) < 0, rows, 0))
+
+
+def sinusoids(place: jax.Array, width: int) -> jax.Array:
+    """Sines and cosines float32 [N, D] of places, with wavelengths from 2 pi to 200 pi."""
+    frequency = 100.0 ** -jnp.linspace(0, 1, width // 2)
+    angle = place[:, None] * frequency
+    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.pad(waves, ((0, 0), (0, width - waves.shape[-1])))
+
+
+class SentEmoContext(System):
+    """The system: labels, the two losses, and classification in the learned space."""
+
+    def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
+        how = config.sent_emo_context
+        self._how = how
+        self._labels = labels
+        self._dropout = config.model.dropout
+        self._normalize = config.model.normalize_input
+        self._class_weights = labels.class_weights(config.train.class_weights)
+        self._select_metric = config.train.select_metric
+        self._encoder: nn.Module | None = None
+        if how.network == "mlp":
+            self._encoder = mlp = MLP(how.width)
+            self._channels = mlp.hidden
+        elif how.network == "lstm":
+            self._encoder = lstm = StackedLSTM(how.width)
+            self._channels = (lstm.layers - 1) * how.width
+        elif how.context != "none":
+            self._encoder = ContextEncoder(
+                how.context, how.heads, how.ffn, self._dropout, how.positions
+            )
+        self.window = WINDOW if how.context == "dialogue_vector" else None
+        # The isolated networks learn from triplets alone: they have no classifier.
+        self._has_head = how.network == "transformer"
+        self._classifier = TransformerLayer(how.classifier_heads, how.ffn)
+        self._head = nn.Dense(len(labels.emotions))
+        names = (labels.emotions, labels.neutral)
+        ways = WAYS if self._has_head else WAYS[1:]
+        self.tasks: Sequence[Task] = tuple(Task(name, *names) for name in ("emotion", *ways))
+
+    @property
+    def _ways(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks[1:])
+
+    def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
+        emotions = np.concatenate([self._labels.emotion_ids(d) for d in dialogues])
+        return {task.name: emotions for task in self.tasks}
+
+    def init(self, key: jax.Array, batch: Batch) -> Params:
+        """Parameters.
+
+        Raises:
+          UserError: the heads do not divide the width of the features.
+        """
+        width = batch.features.shape[-1]
+        for field, heads, of in (
+            ("heads", self._how.heads, width * (self.window or 1)),
+            ("classifier_heads", self._how.classifier_heads, width),
+        ):
+            if self._has_head and of % heads:
+                raise UserError(
+                    f"sent_emo_context.{field} is {heads}, which does not divide the width of the "
+                    f"vectors, {of}"
+                )
+        block = jax.tree.map(lambda x: x[0], batch)
+        keys = jax.random.split(key, 3)
+
+        @jax.jit
+        def init() -> Params:
+            x, params = self._input(block), {}
+            if isinstance(self._encoder, ContextEncoder):
+                params["context"] = self._encoder.init(keys[0], x, block, None, None)["params"]
+            elif self._encoder is not None:
+                params["context"] = self._encoder.init(keys[0], x, lambda y: y)["params"]
+            if self._has_head:
+                layer = self._classifier.init(keys[1], x, None, lambda y: y, lambda y: y)
+                params["classifier"] = layer["params"]
+                params[HEAD + "emotion"] = self._head.init(keys[2], x)["params"]
+            return params
+
+        return init()
+
+    def training_examples(self, examples: Split) -> AnchorExamples:
+        """Utterances drawn by the inverse frequency of their labels, with their dialogues."""
+        return AnchorExamples(examples, "emotion", self._how.balance)  # type: ignore[arg-type]
+
+    def objectives(self) -> Sequence[Objective]:
+        """Pre-training of the classifier; then cross-entropy and triplet loss in turn."""
+        how, triplet = self._how, self._how.triplet
+        changes = {name: triplet[name] for name in ("learning_rate", "weight_decay")}
+        # The paper's code minimises the triplet loss with AdamW, the other with SGD.
+        by_triplets = Objective(self.triplets, {**changes, "optimizer": "adam"}, ("context",))
+        if self._encoder is None:
+            return (Objective(self.loss),)
+        if not self._has_head:
+            return (by_triplets,)
+        first = how.pretraining_epochs
+        objectives = [
+            Objective(
+                self.pretraining, modules=("classifier", HEAD + "emotion"), epochs=(0, first)
+            ),
+            Objective(self.loss, epochs=(first, None)),
+        ]
+        if triplet.learning_rate > 0:
+            objectives.append(
+                Objective(self.triplets, by_triplets.changes, ("context",), (first, None))
+            )
+        return tuple(o for o in objectives if o.epochs != (0, 0))
+
+    def _input(self, block: Batch) -> jax.Array:
+        x = jnp.asarray(block.features)
+        # The words of an utterance are no vector of features: they stay as they are.
+        return jax.nn.standardize(x) if self._normalize and self._has_head else x
+
+    def _vectors(
+        self,
+        params: Params,
+        batch: Batch,
+        anchors: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Vectors float [G, A, D] of anchors int [G, A], or of all utterances."""
+
+        def of_block(block: Batch, at: jax.Array | None) -> Any:
+            x = self._input(block)
+            if isinstance(self._encoder, ContextEncoder):
+                return self._encoder.apply({"params": params["context"]}, x, block, key, at)
+            ids = jnp.asarray(block.ids)
+            if at is not None:
+                x, ids = x[at], ids[at]
+            if self._encoder is None:
+                return x
+            drop = Dropout(key, ids, self._dropout, self._channels)
+            return self._encoder.apply({"params": params["context"]}, x, drop)
+
+        return jax.vmap(of_block, (0, None if anchors is None else 0))(batch, anchors)
+
+    def _logits(
+        self,
+        params: Params,
+        vectors: jax.Array,
+        ids: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The classifier's logits float [G, A, C] of vectors float [G, A, D]."""
+        width = vectors.shape[-1]
+        flat = vectors.reshape(-1, width)
+        of = jnp.zeros(len(flat), jnp.int32) if ids is None else ids.reshape(-1)
+        drop = Dropout(key, of, self._dropout, 2 * width + self._how.ffn)
+        hidden: Any = self._classifier.apply(
+            {"params": params["classifier"]}, flat, None, drop, drop
+        )
+        logits: Any = self._head.apply({"params": params[HEAD + "emotion"]}, hidden)
+        return logits.reshape(*vectors.shape[:-1], -1)
+
+    def _classification(
+        self, params: Params, batch: AnchorBatch, vectors: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        ids = jnp.take_along_axis(jnp.asarray(batch.ids), jnp.asarray(batch.anchors), axis=1)
+        logits = self._logits(params, vectors, ids, key)
+        labels = jnp.asarray(batch.labels["emotion"])
+        weights = self._class_weights
+        if self._how.batch_weights:
+            weights = batch_class_weights(labels, len(self._labels.emotions))
+        return cross_entropy(logits, labels, weights)
+
+    def pretraining(
+        self, params: Params, batch: AnchorBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the classifier on the sentence embeddings themselves."""
+        vectors = jax.vmap(lambda block, at: self._input(block)[at])(
+            batch.utterances, batch.anchors
+        )
+        loss = self._classification(params, batch, vectors, key)
+        return loss, {"cross_entropy": loss}
+
+    def loss(
+        self, params: Params, batch: AnchorBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of the classifier on the anchors' contextual vectors."""
+        encoder_key, classifier_key = jax.random.split(key)
+        vectors = self._vectors(params, batch.utterances, batch.anchors, encoder_key)
+        loss = self._classification(params, batch, vectors, classifier_key)
+        return loss, {"cross_entropy": loss}
+
+    def triplets(
+        self, params: Params, batch: AnchorBatch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Triplet loss of the anchors' contextual vectors."""
+        how = self._how.triplet
+        vectors = self._vectors(params, batch.utterances, batch.anchors, jax.random.split(key)[0])
+        labels = jnp.asarray(batch.labels["emotion"]).reshape(-1)
+        loss = triplet_loss(
+            vectors.reshape(len(labels), -1), labels, margin=how.margin, strategy=how.strategy
+        )
+        return loss, {"triplet": loss}
+
+    def embed(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """``vectors`` float32 [G, N, D] of all utterances in the learned space."""
+        return {"vectors": self._vectors(params, batch).astype(jnp.float32)}
+
+    def _evidence(self, params: Params, vectors: jax.Array) -> dict[str, jax.Array]:
+        """What each way says of vectors float [G, N, D], as if all classes were as frequent.
+
+        Returns:
+          Way to logits float32 [G, N, C].
+        """
+        reference = params[REFERENCE]
+        evidence = {}
+        if "head" in self._ways:
+            evidence["head"] = self._logits(params, vectors).astype(jnp.float32)
+        evidence["centroid"] = -_distances(vectors, reference["centroids"])
+        if "memory" in reference:
+            n_classes = len(reference["centroids"])
+            memory, labels = reference["memory"], reference["memory_labels"]
+            neighbours = min(self._how.neighbours, len(memory))
+            _, nearest = jax.lax.top_k(-_distances(vectors, memory), neighbours)
+            # The memory holds more of some classes than of others: they vote less each.
+            kept = jnp.maximum(jnp.bincount(labels, length=n_classes), 1)
+            votes = jax.nn.one_hot(labels, n_classes) / kept
+            share = votes[nearest].sum(-2)
+            share /= share.sum(-1, keepdims=True)
+            evidence["knn"] = jnp.log(share + 1e-2 / n_classes)  # no class is impossible
+        return evidence
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """Class probabilities of each way, and under "emotion" those of the chosen way."""
+        reference = params[REFERENCE]
+        evidence = self._evidence(params, self._vectors(params, batch))
+        result = {
+            way: jax.nn.softmax(logits + reference["log_prior"][way])
+            for way, logits in evidence.items()
+        }
+        if len(result) == 1:
+            return {"emotion": result["centroid"]}
+        stacked = jnp.stack([result[way] for way in self._ways])
+        return {"emotion": stacked[reference["chosen"]], **result}
+
+    def fit_reference(self, params: Params, run: Run, train: Split, selection: Split) -> Params:
+        """Adds centroids and memory of the training split, and choices made on ``selection``."""
+        vectors = run(self.embed, params, train)["vectors"]
+        labels = train.labels["emotion"]
+        n_classes = len(self._labels.emotions)
+        counts = np.bincount(labels[labels >= 0], minlength=n_classes)
+        rng = np.random.default_rng(0)
+        kept = [
+            np.sort(rng.permutation(np.flatnonzero(labels == c))[: self._how.memory])
+            for c in range(n_classes)
+        ]
+        remembered = np.concatenate(kept)
+        none = np.zeros(n_classes, np.float32)
+        reference = {
+            "centroids": centroids_of(vectors, labels, n_classes),
+            "memory": vectors[remembered],
+            "memory_labels": labels[remembered].astype(np.int32),
+            "log_prior": dict.fromkeys(self._ways, none),
+            "chosen": np.int32(0),
+        }
+        params = {**params, REFERENCE: jax.tree.map(jnp.asarray, reference)}
+
+        # Every way with every power of the prior, on the split that selects.
+        log_prior = np.log((counts + 1) / (counts + 1).sum()).astype(np.float32)
+        outputs = run(self.predict, params, selection)
+        best = dict.fromkeys(self._ways, (-np.inf, 0.0))
+        for way in self._ways:
+            log_likelihood = np.log(outputs[way] + 1e-30)
+            for power in PRIOR_POWERS:
+                score = self._score(log_likelihood + power * log_prior, selection.labels[way])
+                best[way] = max(best[way], (score, power))
+        params[REFERENCE] |= {
+            "log_prior": {way: jnp.asarray(best[way][1] * log_prior) for way in self._ways},
+            "chosen": jnp.int32(np.argmax([best[way][0] for way in self._ways])),
+        }
+        return params
+
+    def _score(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        known = labels >= 0
+        confusion = np.zeros((logits.shape[-1],) * 2, np.int64)
+        np.add.at(confusion, (labels[known], logits[known].argmax(-1)), 1)
+        block = metrics.block(confusion, self._labels.emotions, self._labels.neutral)
+        return block[self._select_metric]
+
+    def further_scores(self, params: Params, run: Run, examples: Split) -> dict[str, Any]:
+        """Which way was chosen, and the paper's metric with its chance level."""
+        untrained = self.init(jax.random.key(0), examples.batch(np.array([0])))
+        return {
+            "classifier": self._ways[int(params[REFERENCE]["chosen"])],
+            "triplet_verification": verification_with_chance(
+                run(self.embed, params, examples)["vectors"],
+                run(self.embed, untrained, examples)["vectors"],
+                examples.labels["emotion"],
+                self._labels.emotions,
+                self._labels.neutral,
+            ),
+        }
+
+    def with_support(
+        self, params: Params, run: Run, examples: Split, labels: LabelSpace
+    ) -> tuple[System, Params]:
+        """Classifies by the nearest centroid of the examples, all emotions alike."""
+        vectors = run(self.embed, params, examples)["vectors"]
+        n_classes = len(labels.emotions)
+        other = copy.copy(self)
+        other._labels = labels
+        other.tasks = (Task("emotion", labels.emotions, labels.neutral),)
+        reference = {
+            "centroids": centroids_of(vectors, examples.labels["emotion"], n_classes),
+            "log_prior": {"centroid": np.zeros(n_classes, np.float32)},
+        }
+        return other, {**params, REFERENCE: jax.tree.map(jnp.asarray, reference)}
+
+    def describe(
+        self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Emotion and probabilities of the chosen way."""
+        return self._labels.describe(probabilities["emotion"])
+
+
+def centroids_of(vectors: np.ndarray, labels: np.ndarray, n_classes: int) -> np.ndarray:
+    """Mean vector float32 [C, D] of each class; one without examples is far from everything."""
+    centroids = np.full((n_classes, vectors.shape[-1]), 1e6, np.float32)
+    for c in range(n_classes):
+        if (labels == c).any():
+            centroids[c] = vectors[labels == c].mean(axis=0)
+    return centroids
+
+
+def _distances(vectors: jax.Array, points: jax.Array) -> jax.Array:
+    """Euclidean distances float32 [G, N, M] from vectors [G, N, D] to points [M, D]."""
+    v, p = vectors.astype(jnp.float32), points.astype(jnp.float32)
+    squared = (v**2).sum(-1, keepdims=True) + (p**2).sum(-1) - 2 * v @ p.T
+    return jnp.sqrt(jnp.maximum(squared, 0.0))
