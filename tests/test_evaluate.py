@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from erc_jax.evaluate import (
     label_dialogues,
     metrics_file,
     result_of,
+    seen_in_training,
     split_scores,
 )
 from erc_jax.sharding import make_mesh
@@ -104,7 +106,7 @@ def test_counts_equal_scikit_learn_s(examples):
 def test_scores_of_one_run(examples):
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     probabilities = predicted(examples)
-    block = split_scores(TASKS, [count(TASKS, probabilities, examples)])
+    block = split_scores(TASKS, [result_of(TASKS, probabilities, examples)])
     labelled = examples.labels["emotion"] >= 0
     target = examples.labels["emotion"][labelled]
     best = probabilities["emotion"].argmax(-1)[labelled]
@@ -141,6 +143,78 @@ def test_scores_of_several_runs(examples):
         assert low < of_task["weighted_f1"] < high
         summed = np.sum([single["confusion"] for single in of_singles], axis=0)
         assert of_task["confusion"] == summed.tolist()
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_scores_without_what_was_seen_in_training(examples, n_seeds):
+    """They are those of the other dialogues alone."""
+    seen = np.zeros(len(LENGTHS), bool)
+    seen[[2, 5]] = True
+    runs = [result_of(TASKS, predicted(examples, seed), examples) for seed in range(n_seeds)]
+    marked = [dataclasses.replace(run, seen=seen) for run in runs]
+    others = [
+        dataclasses.replace(
+            run, confusions={task: counts[~seen] for task, counts in run.confusions.items()}
+        )
+        for run in runs
+    ]
+    block, plain = split_scores(TASKS, marked), split_scores(TASKS, runs)
+    without = block.pop("without_seen")
+    assert block == plain
+    assert without.pop("dialogues") == len(LENGTHS) - 2
+    expected = split_scores(TASKS, others)
+    del expected["sentiment"]
+    assert without == expected
+    assert without["confusion"] != block["confusion"]
+    # Nothing was seen: there is nothing to leave out.
+    nothing = [dataclasses.replace(run, seen=np.zeros(len(LENGTHS), bool)) for run in runs]
+    assert split_scores(TASKS, nothing) == plain
+
+
+def test_dialogues_that_were_seen_in_training():
+    def dialogue(number, *texts, speaker="A"):
+        return Dialogue(number, tuple(Utterance(speaker, text) for text in texts))
+
+    train = [dialogue("1", "hi", "oh"), dialogue("2", "no")]
+    test = [
+        dialogue("3", "hi", "oh", speaker="B"),
+        dialogue("4", "hi", "Oh"),
+        dialogue("5", "hi"),
+        dialogue("6", "oh", "hi"),
+        dialogue("7", "no"),
+    ]
+    corpus = SimpleNamespace(splits={"train": train, "test": test, "validation": []})
+    assert seen_in_training(corpus, "test").tolist() == [True, False, False, False, True]
+    assert not seen_in_training(corpus, "train").any()
+    assert seen_in_training(corpus, "validation").shape == (0,)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_what_a_system_says_besides_stands_in_the_block(examples, n_seeds):
+    runs = [
+        dataclasses.replace(
+            result_of(TASKS, predicted(examples, seed), examples),
+            further={"classifier": "knn", "verified": {"mcc": seed / 4}},
+        )
+        for seed in range(n_seeds)
+    ]
+    plain = split_scores(TASKS, [dataclasses.replace(run, further={}) for run in runs])
+    block = split_scores(TASKS, runs)
+    verified = block.pop("verified")
+    assert block.pop("classifier") == "knn"
+    assert block == plain
+    assert verified == ({"mcc": 0.0} if n_seeds == 1 else {"mcc": 0.25, "std": {"mcc": 0.25}})
+
+
+@pytest.mark.parametrize("n_devices", [1, 8])
+def test_a_function_over_a_split_comes_in_the_order_of_the_utterances(examples, n_devices):
+    def embed(params, batch):
+        assert not batch.labels
+        return {"vectors": batch.features * params}
+
+    predictor = Predictor(Echo(), make_mesh(jax.devices()[:n_devices]), 4)
+    found = predictor.run(embed, np.float32(3), examples)
+    assert np.array_equal(found["vectors"], 3 * examples.features)
 
 
 def test_the_file_of_scores(tmp_path, examples):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from erc_jax import losses
-from erc_jax.losses import cross_entropy, triplet_loss
+from erc_jax.losses import batch_class_weights, cross_entropy, triplet_loss
 
 
 def test_examples_of_the_docstrings():
@@ -51,6 +51,32 @@ def test_bfloat16_logits_give_a_float32_loss():
     loss = cross_entropy(logits, jnp.array([1, 1]))
     assert loss.dtype == jnp.float32
     assert float(loss) == pytest.approx((300 + np.log(1 + np.exp(-1))) / 2, rel=1e-4)
+
+
+def test_batch_weights_are_scikit_learn_s():
+    compute = pytest.importorskip("sklearn.utils.class_weight").compute_class_weight
+    labels = np.random.default_rng(0).choice(5, (3, 9), p=(0.5, 0.0, 0.3, 0.2, 0.0))
+    labels[0, :4] = -1
+    weights = batch_class_weights(labels, 5)
+    present = np.unique(labels[labels >= 0])
+    expected = np.zeros(5)
+    expected[present] = compute("balanced", classes=present, y=labels[labels >= 0])
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    # With them every class that is there counts alike.
+    logits = np.random.default_rng(1).normal(size=(3, 9, 5)).astype(np.float32)
+    of_classes = [cross_entropy(logits, np.where(labels == c, labels, -1)) for c in present]
+    assert float(cross_entropy(logits, labels, weights)) == pytest.approx(
+        np.mean(of_classes), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("labels", [[-1, -1, -1], [2, 2, -1]])
+def test_batch_weights_of_one_class_or_none(labels):
+    weights = batch_class_weights(np.array(labels), 3)
+    assert weights.tolist() == [0, 0, float(2 in labels)]
+    loss, gradient = jax.value_and_grad(cross_entropy)(jnp.ones((3, 3)), np.array(labels), weights)
+    assert float(loss) == pytest.approx(np.log(3) if 2 in labels else 0)
+    assert np.isfinite(gradient).all()
 
 
 def triplets_by_hand(vectors, labels, margin, strategy):

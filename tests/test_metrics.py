@@ -257,3 +257,19 @@ def test_paired_difference_knows_a_better_system():
     assert 0 < low < found["difference"] < high
     same = metrics.paired_difference(theirs, theirs, ("a", "b"), None)["accuracy"]
     assert same == {"difference": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_over_seeds():
+    runs = [
+        {"way": way, "n": n, "of": {"f1": n / 2, "chance": {"f1": 0.5}}}
+        for way, n in (("knn", 1), ("head", 2), ("head", 6))
+    ]
+    assert metrics.over_seeds(runs) == {
+        "way": "head, knn",
+        "n": 3.0,
+        "of": {"f1": 1.5, "chance": {"f1": 0.5, "std": {"f1": 0.0}}, "std": {"f1": 7**0.5 / 2}},
+        "std": {"n": pytest.approx(7**0.5)},
+    }
+    assert metrics.over_seeds(runs[:1]) == runs[0]
+    assert metrics.over_seeds([{"way": "knn"}] * 2) == {"way": "knn"}
+    assert metrics.over_seeds([{}, {}]) == {}

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -165,3 +167,41 @@ def test_batches_of_a_split_are_balanced(examples_of):
     examples, _ = examples_of(list(lengths))
     loads = [lengths[b].sum() for b in examples.batches(32, np.random.default_rng(0))]
     assert max(loads) <= 1.1 * min(loads)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 8])
+def test_windows(examples_of, n_blocks):
+    """Runs of up to 15 utterances of a dialogue, each in a row of its own."""
+    lengths = [31, 15, 1, 16, 4]
+    plain, _ = examples_of(lengths)
+    examples = dataclasses.replace(plain, window=15)
+    chosen = np.array([3, 0, 4, 2, 1])
+    batch = examples.batch(chosen, n_blocks)
+    rows = examples.rows(chosen)
+    assert batch.dialogue.index.shape[:2] == (n_blocks, 15)
+    windows = {}
+    for g in range(n_blocks):
+        n = batch.real[g].sum()
+        layout = jax.tree.map(lambda x, g=g: x[g], batch.dialogue)
+        of_split = rows[batch.ids[g]]
+        # Every utterance has one slot, from which it is read back.
+        filled = layout.segment >= 0
+        assert sorted(layout.index[filled]) == list(range(n))
+        assert np.array_equal(layout.index.reshape(-1)[layout.inverse[:n]], np.arange(n))
+        for of_row, slots in zip(layout.segment.T, layout.index.T, strict=True):
+            length = (of_row >= 0).sum()
+            if not length:
+                continue
+            assert len(set(of_row[:length])) == 1, "a window has its row to itself"
+            here = of_split[slots[:length]]
+            assert (np.diff(here) == 1).all()
+            (dialogue,) = set(examples.dialogue_of[here])
+            assert (here[0] - examples.starts[dialogue]) % 15 == 0
+            windows.setdefault(dialogue, []).append(length)
+    assert {d: sorted(w, reverse=True) for d, w in windows.items()} == {
+        0: [15, 15, 1], 1: [15], 2: [1], 3: [15, 1], 4: [4]
+    }  # fmt: skip
+    # All else is as without windows, whose rows hold whole dialogues.
+    without = dataclasses.replace(batch, dialogue=None)
+    expected = dataclasses.replace(plain.batch(chosen, n_blocks), dialogue=None)
+    assert jax.tree.all(jax.tree.map(np.array_equal, without, expected))

@@ -64,12 +64,23 @@ def test_slots_do_not_grow_with_the_number_of_speakers():
     assert nine.index.size <= 1.15 * 240
 
 
+def test_sequences_that_are_alone():
+    """Rows in order of appearance, however much room is left in them."""
+    layout = pack_sequences(np.array([7, 7, 3, 7, 9, 3]), n_padded=8, n_slots=4, alone=True)
+    assert layout.segment.shape == (4, 3)
+    assert layout.segment.T.tolist() == [[0, 0, 0, -1], [1, 1, -1, -1], [2, -1, -1, -1]]
+    assert layout.index.T.tolist() == [[0, 1, 3, 0], [2, 5, 0, 0], [4, 0, 0, 0]]
+    more = pack_sequences(np.array([7, 3]), n_padded=8, n_slots=4, n_rows=3, alone=True)
+    assert more.segment.T.tolist() == [[0, -1, -1, -1], [1, -1, -1, -1], [-1, -1, -1, -1]]
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ({"n_padded": 16}, "17 utterances .* N = 16"),
         ({"n_padded": 24, "n_slots": 8}, "sequences of up to 9 .* T = 8"),
         ({"n_padded": 24, "n_slots": 12, "n_rows": 1}, "need 2 rows of 12 slots, R = 1"),
+        ({"n_padded": 24, "n_slots": 24, "n_rows": 1, "alone": True}, "need 2 rows of 24 slots"),
     ],
 )
 def test_sequences_that_do_not_fit(sizes, message):

@@ -87,3 +87,24 @@ def test_dropout_uses_the_channels_and_heads_that_are_named(case):
     assert np.abs(layer.apply(params, x, layout, nothing, pairs) - plain).max() > 0.01
     assert drop._used == 2 * D + FFN
     assert pairs._used == HEADS
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_those_that_are_wanted_are_what_they_are_among_all(case, alone):
+    """In evaluation and in training, with the masks of the utterances that are wanted."""
+    layer, params, x, layout = case
+    layout = None if alone else layout
+    at = jnp.array([16, 3, 6, 3, 0])
+    ids = jnp.arange(PADDED)
+    pairs_ids = ids[case[3].index].T
+
+    def run(wanted, rate):
+        of = ids if wanted is None else ids[wanted]
+        drop = Dropout(jax.random.key(3), of, rate, 2 * D + FFN)
+        pairs = PairDropout(jax.random.key(4), pairs_ids, rate, HEADS)
+        return layer.apply(params, x, layout, drop, pairs, wanted)
+
+    for rate in (0.0, 0.5):
+        found = run(at, rate)
+        chex.assert_shape(found, (5, D))
+        np.testing.assert_allclose(found, run(None, rate)[at], atol=1e-5)
