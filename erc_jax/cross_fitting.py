@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from erc_jax.data.features import load_features, save_features
-from erc_jax.encoders.sentence import CROSS_FITTED
+from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import Experiment, to_arrays
 from erc_jax.progress import say
@@ -47,7 +47,7 @@ def out_of_fold_features(
       UserError: there are more folds than dialogues.
     """
     system, encoder = experiment.system, experiment.encoder
-    if not isinstance(system, FineTuning):
+    if not isinstance(system, FineTuning) or not isinstance(encoder, SentenceEncoder):
         raise TypeError("only fine-tuning is cross-fitted")
     dialogues = experiment.corpus.splits["train"]
     if folds > len(dialogues):

@@ -23,6 +23,7 @@ from erc_jax.data.dialogue import (
     save_dialogues,
     write_whole,
 )
+from erc_jax.data.labels import UNLABELLED, LabelSpace
 from erc_jax.errors import UserError
 from erc_jax.experiment import (
     Experiment,
@@ -34,6 +35,7 @@ from erc_jax.experiment import (
     seed_folders,
     to_arrays,
 )
+from erc_jax.few_shot import episodes
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh, over_blocks
 from erc_jax.systems import Params, System, Task
@@ -300,6 +302,54 @@ def evaluate_file(
     if output:
         write_whole(output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return content
+
+
+def few_shot(
+    workdir: Path,
+    dialogues: Sequence[Dialogue],
+    labels: LabelSpace,
+    name: str,
+    *,
+    ways: int,
+    shots: int,
+    encoder: str | None = None,
+) -> dict[str, Any]:
+    """How well a run tells emotions that it was not trained on, from a few examples of each.
+
+    Writes few_shot_<name>.json into the workdir.
+
+    Args:
+      workdir: of the run; of several seeds, the one that predicts.
+      dialogues: labelled.
+      labels: their emotions; the neutral one, if there is one, is left out.
+      name: of the corpus.
+      ways: emotions of an episode.
+      shots: examples of each.
+      encoder: where the run's encoder is now, if it is not where it was.
+
+    Returns:
+      As ``erc_jax.few_shot.episodes``.
+
+    Raises:
+      UserError: the run has no space of distances, or the labels are too few.
+    """
+    run = load_run(workdir, encoder)
+    examples = to_arrays(dialogues, run.encoder, run.system, {})
+    vectors = Predictor(run.system, make_mesh()).run(run.system.embed, run.params, examples)
+    targets = np.concatenate([labels.emotion_ids(dialogue) for dialogue in dialogues])
+    if labels.neutral is not None:
+        targets[targets == labels.emotions.index(labels.neutral)] = UNLABELLED
+    result = episodes(
+        vectors["vectors"],
+        targets,
+        ways=ways,
+        shots=shots,
+        groups=examples.dialogue_of,
+        names=labels.emotions,
+    )
+    file = workdir / f"few_shot_{name}.json"
+    write_whole(file, json.dumps({"corpus": name, **result}, indent=2) + "\n")
+    return result
 
 
 def label_dialogues(

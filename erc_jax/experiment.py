@@ -181,6 +181,7 @@ def to_arrays(
       progress: shown while features are made.
     """
     if system.inputs == "tokens":
+        assert isinstance(encoder, SentenceEncoder)  # word vectors have no tokens
         return TokenExamples(encoder.sequences(dialogues), dialogues, labels)
     if cached:
         features = utterance_features(dialogues, encoder, progress=progress)
@@ -213,6 +214,7 @@ def blank_batch(system: System, encoder: Encoder) -> Any:
     """A batch with one utterance, of the right structure for initialisation."""
     blank = [Dialogue("blank", (Utterance("A", ""),))]
     if system.inputs == "tokens":
+        assert isinstance(encoder, SentenceEncoder)  # word vectors have no tokens
         return TokenExamples(encoder.sequences(blank), blank, {}).batch(np.array([0]))
     features = np.zeros((1, encoder.width), np.float32)
     return make_examples(blank, features, {}, system.window).batch(np.array([0]))
@@ -261,6 +263,7 @@ def save_encoder(
       cross_fitted: float32 [N, D], features of the training utterances, if there are such.
     """
     if isinstance(experiment.system, FineTuning):
+        assert isinstance(experiment.encoder, SentenceEncoder)
         if cross_fitted is not None:
             file = workdir / ENCODER / CROSS_FITTED
             save_features(file, cross_fitted, experiment.corpus.splits["train"])
@@ -419,10 +422,18 @@ def run_facts(
             "name": corpus.name,
             "sha256": corpus.sha256,
             "synthetic": corpus.synthetic,
+            "neutral": corpus.labels.neutral,
             "splits": {
                 split: {
                     "dialogues": len(dialogues),
                     "utterances": sum(len(d.utterances) for d in dialogues),
+                    "emotions": dict(
+                        zip(
+                            corpus.labels.emotions,
+                            corpus.labels.counted(dialogues).counts or (),
+                            strict=True,
+                        )
+                    ),
                 }
                 for split, dialogues in corpus.splits.items()
             },
@@ -438,20 +449,20 @@ def run_facts(
         "checkpoints": list(chosen),
         "seconds": round(sum(run.get("seconds", 0.0) for run in chosen), 1),  # of training
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("erc-jax", "jax", "jaxlib", "flax", "optax")},
-        "commit": _commit(),
+        | {name: package_version(name) for name in ("erc-jax", "jax", "jaxlib", "flax", "optax")},
+        "commit": commit_of_code(),
         "devices": [f"{jax.device_count()} x {jax.devices()[0].device_kind}", platform.machine()],
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit_of_code() -> str | None:
     """The checkout's commit, with "+" if something is changed; None for an installed package."""
     folder = Path(__file__).parent
 

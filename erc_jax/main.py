@@ -3,6 +3,7 @@
 python -m erc_jax.main --config configs/meld.py --workdir runs/meld
 python -m erc_jax.main --workdir runs/meld --mode evaluate --split test
 python -m erc_jax.main --workdir runs/meld --mode predict --input talk.jsonl --output labelled.jsonl
+python -m erc_jax.main --workdir runs/meld --mode figures
 """
 
 from __future__ import annotations
@@ -27,13 +28,22 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file or the name of a shipped one, with a variant: meld:paper."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate", "predict", "few_shot", "figures"], "What to do."
+)
 _SPLIT = flags.DEFINE_enum(
-    "split", "test", ["train", "validation", "test"], "evaluate: the split to score."
+    "split", "test", ["train", "validation", "test"], "evaluate, few_shot: the split to score."
 )
 _INPUT = flags.DEFINE_string(
-    "input", None, "predict: conversations to label, JSON lines or CSV. evaluate: labelled ones."
+    "input",
+    None,
+    "predict: conversations to label, JSON lines or CSV. evaluate, few_shot: labelled ones.",
 )
+_SUPPORT = flags.DEFINE_string(
+    "support", None, "predict: a few labelled conversations, whose labels are then the emotions."
+)
+_WAYS = flags.DEFINE_integer("ways", 5, "few_shot: emotions of an episode.", lower_bound=2)
+_SHOTS = flags.DEFINE_integer("shots", 5, "few_shot: examples of each emotion.", lower_bound=1)
 _ENCODER = flags.DEFINE_string(
     "encoder", None, "predict, evaluate --input: where the run's encoder is, if it has moved."
 )
@@ -89,7 +99,7 @@ def _predict(workdir: Path) -> None:
     if not _INPUT.value:
         raise UserError("--mode predict needs --input: conversations as JSON lines or CSV")
     dialogues = load_dialogues(_INPUT.value)
-    recognizer = Recognizer.from_pretrained(workdir, encoder=_ENCODER.value)
+    recognizer = Recognizer.from_pretrained(workdir, encoder=_ENCODER.value, support=_SUPPORT.value)
     labelled = recognizer.predict(dialogues)
     if _OUTPUT.value:
         save_dialogues(_OUTPUT.value, labelled)
@@ -102,17 +112,65 @@ def _predict(workdir: Path) -> None:
 
 _SHOWN = 2  # conversations that predict shows when it also writes them to a file
 
+
+def _few_shot(workdir: Path) -> None:
+    from erc_jax.data.corpora import load_corpus
+    from erc_jax.data.dialogue import Dialogue, load_dialogues
+    from erc_jax.data.labels import LabelSpace
+    from erc_jax.evaluate import few_shot
+
+    dialogues: Sequence[Dialogue]
+    if _INPUT.value:
+        name, dialogues = Path(_INPUT.value).stem, load_dialogues(_INPUT.value)
+        found = {u.emotion: None for d in dialogues for u in d.utterances if u.emotion}
+        labels = LabelSpace(tuple(found))
+    elif _CONFIG.value:
+        data = _CONFIG.value.data
+        corpus = load_corpus(data.name, data.source, neutral=data.neutral)
+        name, dialogues, labels = data.name, corpus.splits[_SPLIT.value], corpus.labels
+    else:
+        raise UserError(
+            "--mode few_shot needs --config of the corpus whose labels are new to the run, or "
+            "--input: labelled conversations"
+        )
+    scores = few_shot(
+        workdir,
+        dialogues,
+        labels,
+        name,
+        ways=_WAYS.value,
+        shots=_SHOTS.value,
+        encoder=_ENCODER.value,
+    )
+    interval = scores["interval_dialogues"] or scores["interval"]
+    print(
+        f"{name}, {scores['ways']}-way {scores['shots']}-shot, {scores['episodes']:,} episodes "
+        f"over {', '.join(scores['classes'])}:\n"
+        f"accuracy {scores['accuracy']:.4f}, 95% interval {interval[0]:.4f} to {interval[1]:.4f}, "
+        f"chance {scores['chance']:.4f}"
+    )
+
+
+def _figures(workdir: Path) -> None:
+    from erc_jax.figures import run_figures
+
+    for path in run_figures(workdir):
+        print(path)
+
+
 MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "few_shot": _few_shot,
+    "figures": _figures,
 }
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the mode that the flags name; a user's mistake becomes one message and exit code 1."""
     keep_freed_memory()
-    _quiet_logs()
+    quiet_logs()
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
@@ -126,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit("\nInterrupted. The same command goes on from the last checkpoint.")
 
 
-def _quiet_logs() -> None:
+def quiet_logs() -> None:
     """Warnings only, and without the prefix that absl gives them."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = absl_logging.get_absl_handler()
@@ -144,7 +202,7 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake in them, or in the config, is told in one line."""
     try:
         argv = _with_config_paths(argv)
@@ -201,7 +259,7 @@ def _check_overrides(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point of the ``erc-jax`` command."""
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from erc_jax.data.dialogue import Dialogue
-from erc_jax.encoders.sentence import SentenceEncoder
+import numpy as np
+
+from erc_jax import progress
+from erc_jax.data.dialogue import Dialogue, iter_dialogues
+from erc_jax.data.labels import LabelSpace
+from erc_jax.errors import UserError
 from erc_jax.evaluate import Predictor, label_dialogues
-from erc_jax.experiment import load_run, to_arrays
-from erc_jax.progress import Counter
+from erc_jax.experiment import Encoder, load_run, to_arrays
+from erc_jax.progress import say
 from erc_jax.sharding import make_mesh
 from erc_jax.systems import Params, System
+
+
+def _read_support(path: Path) -> tuple[list[Dialogue], LabelSpace]:
+    """Labelled conversations, and the emotions that they name."""
+    dialogues, counts = [], Counter[str]()
+    for places, dialogue in iter_dialogues(path):
+        for place, utterance in zip(places, dialogue.utterances, strict=True):
+            # A label under a name that is not read would be an example that silently counts not.
+            if unknown := [*dialogue.extra, *utterance.extra]:
+                raise UserError(
+                    f"{place}: unknown key {unknown[0]!r} in a support file; expected id and "
+                    "utterances with speaker, text and emotion"
+                )
+            if utterance.emotion:
+                counts[utterance.emotion] += 1
+        dialogues.append(dialogue)
+    if len(counts) < 2:
+        found = ", ".join(counts) or "none"
+        raise UserError(
+            f"{path}: examples of at least two emotions are needed, found {found}; an utterance's "
+            'label is its "emotion"'
+        )
+    say(
+        f"Support: {', '.join(f'{emotion} ({count})' for emotion, count in counts.items())}. "
+        "An utterance gets the emotion whose examples' mean is nearest."
+    )
+    return dialogues, LabelSpace(tuple(counts))
 
 
 class Recognizer:
@@ -26,26 +58,42 @@ class Recognizer:
     goes on.
     """
 
-    def __init__(self, system: System, params: Params, encoder: SentenceEncoder):
+    def __init__(self, system: System, params: Params, encoder: Encoder):
         self.system = system
         self.encoder = encoder
         self._params = params
         self._predictor = Predictor(system, make_mesh())
 
     @classmethod
-    def from_pretrained(cls, workdir: str | Path, *, encoder: str | None = None) -> Recognizer:
+    def from_pretrained(
+        cls,
+        workdir: str | Path,
+        *,
+        encoder: str | None = None,
+        support: str | Path | None = None,
+    ) -> Recognizer:
         """Loads the best checkpoint of a run, and the encoder that it names.
 
         Args:
           workdir: of the run.
           encoder: where the run's encoder is now, if it is not where it was.
+          support: conversations with labels of one's own, JSON lines or CSV; a handful of examples
+            of each. These are then the emotions that are named, without training (runs of
+            sent_emo_context).
 
         Raises:
-          UserError: the folder is not a workdir, nothing in it can be read, or the encoder is not
-            the one that the model was trained with.
+          UserError: the folder is not a workdir, nothing in it can be read, the encoder is not the
+            one that the model was trained with, or the support names fewer than two emotions.
         """
         run = load_run(Path(workdir), encoder)
-        return cls(run.system, run.params, run.encoder)
+        if support is None:
+            return cls(run.system, run.params, run.encoder)
+        dialogues, labels = _read_support(Path(support))
+        targets = {"emotion": np.concatenate([labels.emotion_ids(d) for d in dialogues])}
+        examples = to_arrays(dialogues, run.encoder, run.system, targets, cached=False)
+        predictor = Predictor(run.system, make_mesh())
+        system, params = run.system.with_support(run.params, predictor.run, examples, labels)
+        return cls(system, params, run.encoder)
 
     @overload
     def predict(self, dialogues: Dialogue | Mapping[str, Any]) -> dict[str, Any]: ...
@@ -77,6 +125,11 @@ class Recognizer:
             return []
         # Not through the feature cache: what people ask about is nobody else's business.
         examples = to_arrays(
-            parsed, self.encoder, self.system, {}, cached=False, progress=Counter("features")
+            parsed,
+            self.encoder,
+            self.system,
+            {},
+            cached=False,
+            progress=progress.Counter("features"),
         )
         return label_dialogues(self.system, parsed, self._predictor(self._params, examples))

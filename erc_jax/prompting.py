@@ -42,7 +42,7 @@ from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, parse_json, read_bytes, save_dialogues, write_whole
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
-from erc_jax.experiment import _commit, _version
+from erc_jax.experiment import commit_of_code, package_version
 from erc_jax.progress import duration, say
 from erc_jax.show import show_scores
 
@@ -615,8 +615,8 @@ def _facts(corpus: Corpus, settings: Mapping[str, Any], models: Sequence[str]) -
                 for split, dialogues in corpus.splits.items()
             },
         },
-        "versions": {"erc-jax": _version("erc-jax")},
-        "commit": _commit(),
+        "versions": {"erc-jax": package_version("erc-jax")},
+        "commit": commit_of_code(),
     }
 
 
@@ -645,7 +645,7 @@ flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a silent server.", lowe
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command line; a user's mistake becomes one message and exit code 1."""
-    command_line._quiet_logs()
+    command_line.quiet_logs()
     try:
         _check_flags(argv)
         content = evaluate_chat_model(
@@ -686,4 +686,4 @@ def _check_flags(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line._parse)
+    app.run(main, flags_parser=command_line.parse_flags)

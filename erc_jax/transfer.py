@@ -7,15 +7,14 @@ from typing import Any
 
 import jax
 
-from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
-from erc_jax.experiment import best_meta, load_run
+from erc_jax.experiment import Encoder, best_meta, load_run
 from erc_jax.progress import say
 from erc_jax.systems import HEAD, Params, System
 from erc_jax.systems.fine_tuning import FineTuning
 
 
-def take_over(params: Params, system: System, encoder: SentenceEncoder, source: Path) -> Params:
+def take_over(params: Params, system: System, encoder: Encoder, source: Path) -> Params:
     """Replaces fresh parameters by those of another run's best checkpoint, where they fit.
 
     A module is taken whole or not at all. A head whose label names differ stays fresh, and so does

@@ -19,7 +19,7 @@ def command(monkeypatch, capsys):
             delattr(flags.FLAGS, name)  # of the command before
         flags.FLAGS.unparse_flags()
         try:
-            main_module.main(main_module._parse(argv))
+            main_module.main(main_module.parse_flags(argv))
         except SystemExit as error:
             return str(error.code)  # a text: Python prints it, and exits with 1
         return None

@@ -74,7 +74,7 @@ def predict(workdir, tmp_path, monkeypatch, capsys):
         flags.FLAGS.unparse_flags()
         monkeypatch.setattr(main_module, "_keep_compiled_programs", lambda: None)
         try:
-            main_module.main(main_module._parse(argv))
+            main_module.main(main_module.parse_flags(argv))
         except SystemExit as error:
             return str(error.code), capsys.readouterr().out
         return None, capsys.readouterr().out

@@ -565,7 +565,7 @@ def command(monkeypatch):
             delattr(flags.FLAGS, name)  # of the command before
         flags.FLAGS.unparse_flags()
         try:
-            prompting.main(command_line._parse(argv))
+            prompting.main(command_line.parse_flags(argv))
         except SystemExit as error:
             return str(error.code)
         return None

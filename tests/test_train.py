@@ -113,7 +113,11 @@ def test_the_run_block_says_what_was_scored(run):
     block = content["run"]
     assert block["corpus"]["name"] == "own"
     assert len(block["corpus"]["sha256"]) == 64
-    assert block["corpus"]["splits"]["train"] == {"dialogues": 8, "utterances": 32}
+    of_train = block["corpus"]["splits"]["train"]
+    assert (of_train["dialogues"], of_train["utterances"]) == (8, 32)
+    assert list(of_train["emotions"]) == ["calm", "happy", "sad"]
+    assert sum(of_train["emotions"].values()) == 32
+    assert block["corpus"]["neutral"] == "calm"
     assert set(block["corpus"]["splits"]) == {"train", "validation", "test"}
     assert block["encoder"]["name"] == config.encoder
     assert len(block["encoder"]["sha256"]) == 64

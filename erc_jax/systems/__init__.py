@@ -23,6 +23,7 @@ from erc_jax.errors import UserError
 if TYPE_CHECKING:
     from erc_jax.data.batching import Split
     from erc_jax.encoders.sentence import SentenceEncoder
+    from erc_jax.encoders.word_vectors import WordVectors
 
 SYSTEMS = {
     "fine_tuning": "erc_jax.systems.fine_tuning:FineTuning",
@@ -93,7 +94,10 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def __init__(
-        self, config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | None = None
+        self,
+        config: ConfigDict,
+        labels: LabelSpace,
+        encoder: SentenceEncoder | WordVectors | None = None,
     ): ...
 
     @abc.abstractmethod
@@ -155,6 +159,18 @@ class System(abc.ABC):
         del params, run, examples
         return {}
 
+    def embed(self, params: Params, batch: Any) -> dict[str, jax.Array]:
+        """``vectors`` float32 [G, N, D] of utterances in a space where distances tell emotions.
+
+        Raises:
+          UserError: this system learns none.
+        """
+        del params, batch
+        raise UserError(
+            "this run learned no space in which distances tell emotions, so examples cannot "
+            "tell it new ones; runs of sent_emo_context can"
+        )
+
     def with_support(
         self, params: Params, run: Run, examples: Split, labels: LabelSpace
     ) -> tuple[System, Params]:
@@ -170,14 +186,11 @@ class System(abc.ABC):
           UserError: this system cannot do that.
         """
         del params, run, examples, labels
-        raise UserError(
-            "this run cannot name new emotions from examples (--support); runs of sent_emo_context "
-            "can"
-        )
+        raise UserError("this run cannot name new emotions; runs of sent_emo_context can")
 
 
 def make_system(
-    config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | None = None
+    config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | WordVectors | None = None
 ) -> System:
     """The system that ``config.system`` names.
 

@@ -34,7 +34,7 @@ class FineTuning(System):
     inputs = "tokens"
 
     def __init__(
-        self, config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | None = None
+        self, config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | Any = None
     ):
         if encoder is None:
             raise ValueError("fine-tuning needs an encoder to start from")

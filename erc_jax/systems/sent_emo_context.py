@@ -35,7 +35,7 @@ from erc_jax.data.anchors import AnchorBatch, AnchorExamples
 from erc_jax.data.batching import Batch, Split
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.labels import LabelSpace
-from erc_jax.data.packing import Layout
+from erc_jax.data.packing import Array, Layout
 from erc_jax.errors import UserError
 from erc_jax.layers.dropout import Dropout, PairDropout
 from erc_jax.layers.isolated import MLP, StackedLSTM
@@ -108,7 +108,7 @@ class ContextEncoder(nn.Module):
         return layer(x, layout, drop, drop_weights, at)
 
 
-def places(previous: jax.Array) -> jax.Array:
+def places(previous: Array) -> jax.Array:
     """Place int32 [N] of each packed utterance in its dialogue, from rows of previous ones."""
     rows = jnp.arange(len(previous))
     return rows - jax.lax.cummax(jnp.where(jnp.asarray(previous) < 0, rows, 0))
@@ -231,12 +231,12 @@ class SentEmoContext(System):
         self,
         params: Params,
         batch: Batch,
-        anchors: jax.Array | None = None,
+        anchors: Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Vectors float [G, A, D] of anchors int [G, A], or of all utterances."""
 
-        def of_block(block: Batch, at: jax.Array | None) -> Any:
+        def of_block(block: Batch, at: Any) -> Any:
             x = self._input(block)
             if isinstance(self._encoder, ContextEncoder):
                 return self._encoder.apply({"params": params["context"]}, x, block, key, at)
@@ -274,7 +274,7 @@ class SentEmoContext(System):
         ids = jnp.take_along_axis(jnp.asarray(batch.ids), jnp.asarray(batch.anchors), axis=1)
         logits = self._logits(params, vectors, ids, key)
         labels = jnp.asarray(batch.labels["emotion"])
-        weights = self._class_weights
+        weights: Array | None = self._class_weights
         if self._how.batch_weights:
             weights = batch_class_weights(labels, len(self._labels.emotions))
         return cross_entropy(logits, labels, weights)
