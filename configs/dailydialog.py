@@ -11,17 +11,17 @@ embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import BASELINES, base_config, check_variant, fine_tune, sent_emo_context
+from erc_jax.config import SENT_EMO_CONTEXT, base_config, check_variant, fine_tune, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder;
-    ``sent_emo_context`` is another system, with its baselines ``direct``, ``isolated_mlp`` and
-    ``isolated_lstm``.
+    ``sent_emo_context`` is another system, ``sent_emo_context_paper`` its paper's recipe, and
+    ``direct``, ``direct_six``, ``isolated_mlp`` and ``isolated_lstm`` are its baselines.
     """
-    check_variant(variant, ("paper", "encoder", "sent_emo_context", *BASELINES))
+    check_variant(variant, ("paper", "encoder", *SENT_EMO_CONTEXT))
     config = base_config()
     config.data.name = "dailydialog"
     config.train.select_metric = "micro_f1_no_neutral"  # what the paper's table compares
@@ -36,8 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
         return config
     if variant == "encoder":
         return fine_tune(config)
-    if variant == "sent_emo_context" or variant in BASELINES:
-        return sent_emo_context(config, variant.removeprefix("sent_emo_context"))
+    if variant in SENT_EMO_CONTEXT:
+        return sent_emo_context(config, variant)
     # Chosen on validation, with frozen sentence embeddings.
     config.model.dropout = 0.4
     config.train.batch_size = 32

@@ -16,12 +16,16 @@ The variant ``encoder`` fine-tunes the encoder; its workdir is then one for --co
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune
+from erc_jax.config import base_config, check_variant, fine_tune, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes."""
-    check_variant(variant, ("paper", "encoder"))
+    """The experiment.
+
+    Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, and
+    ``sent_emo_context`` is another system.
+    """
+    check_variant(variant, ("paper", "encoder", "sent_emo_context"))
     config = base_config()
     config.data.name = "meld"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
@@ -36,6 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
         return config
     if variant == "encoder":
         return fine_tune(config)
+    if variant == "sent_emo_context":
+        return sent_emo_context(config)
     # Chosen on validation, with frozen sentence embeddings.
     config.model.dropout = 0.5
     config.train.batch_size = 32

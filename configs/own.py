@@ -20,16 +20,22 @@ With many, fine-tune the sentence encoder first:
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune
+from erc_jax.config import base_config, check_variant, fine_tune, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; the variant ``encoder`` fine-tunes the encoder on your emotions."""
-    check_variant(variant, ("encoder",))
+    """The experiment.
+
+    The variant ``encoder`` fine-tunes the encoder on your emotions; ``sent_emo_context`` is another
+    system, which can name new emotions from a few examples.
+    """
+    check_variant(variant, ("encoder", "sent_emo_context"))
     config = base_config()
     config.data.name = "own"
     if variant == "encoder":
         return fine_tune(config)
+    if variant == "sent_emo_context":
+        return sent_emo_context(config)
     config.train.epochs = 50
     config.train.patience = 8
     config.model.dropout = 0.4

@@ -7,18 +7,22 @@ The corpus is synthetic: its scores say that the program works, nothing about re
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune
+from erc_jax.config import base_config, check_variant, fine_tune, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; the variant ``encoder`` fine-tunes."""
-    check_variant(variant, ("encoder",))
+    """The experiment; ``encoder`` fine-tunes, ``sent_emo_context`` is another system."""
+    check_variant(variant, ("encoder", "sent_emo_context"))
     config = base_config()
     config.data.name = "sample"
     config.log_every = 20
     if variant == "encoder":
         config = fine_tune(config)
         config.train.epochs = 1
+        return config
+    if variant == "sent_emo_context":
+        config = sent_emo_context(config)
+        config.train.batch_size = 32
         return config
     config.train.learning_rate = 1e-3
     config.train.epochs = 12

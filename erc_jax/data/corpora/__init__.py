@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erc_jax.data.cache import cache_dir
-from erc_jax.data.dialogue import Dialogue
+from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 
@@ -51,6 +51,36 @@ class Corpus:
     sha256: str
     synthetic: bool
     notes: Sequence[str]
+
+    def without_neutral(self) -> Corpus:
+        """The same dialogues, whose neutral utterances are unlabelled context.
+
+        Raises:
+          UserError: the corpus has no neutral emotion.
+        """
+        neutral = self.labels.neutral
+        if neutral is None:
+            raise UserError(
+                f"{self.name}: no neutral emotion to leave out; see config.data.neutral"
+            )
+
+        def without(utterance: Utterance) -> Utterance:
+            is_neutral = utterance.emotion == neutral
+            return dataclasses.replace(utterance, emotion=None) if is_neutral else utterance
+
+        splits = {
+            split: [
+                dataclasses.replace(d, utterances=tuple(without(u) for u in d.utterances))
+                for d in dialogues
+            ]
+            for split, dialogues in self.splits.items()
+        }
+        emotions = tuple(emotion for emotion in self.labels.emotions if emotion != neutral)
+        polarity = self.labels.polarity
+        if polarity is not None:
+            polarity = {emotion: polarity[emotion] for emotion in emotions}
+        labels = LabelSpace(emotions, None, polarity)
+        return dataclasses.replace(self, splits=splits, labels=labels)
 
 
 def load_corpus(
