@@ -89,7 +89,7 @@ def base_config() -> ConfigDict:
     sent.heads = 16  # of the context's attention
     sent.classifier_heads = 16  # of the classifier's
     sent.ffn = 2048  # width of both layers' feed-forward networks
-    sent.width = 128  # of the vectors of "mlp" and "lstm"
+    sent.width = 64  # of the vectors of "mlp" and "lstm"
     sent.positions = True  # tell utterances' places in the dialogue; the paper does not
     sent.balance = 1.0  # of training batches: 1 draws every emotion as often, 0 as it occurs
     sent.batch_weights = True  # emotions weigh by their inverse frequency in the batch
