@@ -21,7 +21,6 @@ from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import Experiment, to_arrays
 from erc_jax.progress import say
-from erc_jax.systems.fine_tuning import FineTuning
 
 
 def out_of_fold_features(
@@ -47,7 +46,7 @@ def out_of_fold_features(
       UserError: there are more folds than dialogues.
     """
     system, encoder = experiment.system, experiment.encoder
-    if not isinstance(system, FineTuning) or not isinstance(encoder, SentenceEncoder):
+    if not isinstance(encoder, SentenceEncoder) or system.inputs != "tokens":
         raise TypeError("only fine-tuning is cross-fitted")
     dialogues = experiment.corpus.splits["train"]
     if folds > len(dialogues):
@@ -66,7 +65,7 @@ def out_of_fold_features(
             train = to_arrays(others, encoder, system, system.targets(others))
             part = dataclasses.replace(experiment, examples={**experiment.examples, "train": train})
             params, _ = make_trainer(part).fit(seed, folder)
-            tuned = encoder.adapted(params=system.encoder_params(params))
+            tuned = encoder.adapted(params=system.trained_encoder(params))
             of_fold = tuned.encode_dialogues(held_out)
             save_features(kept, of_fold, held_out)
             # Gigabytes, of which nothing is needed any more.

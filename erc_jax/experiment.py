@@ -39,7 +39,6 @@ from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
 from erc_jax.sharding import make_mesh, replicated
 from erc_jax.systems import REFERENCE, Params, System, Task, make_system
-from erc_jax.systems.fine_tuning import FineTuning
 
 SPLITS = ("train", "validation", "test")
 FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
@@ -264,12 +263,12 @@ def save_encoder(
       workdir: of the run.
       cross_fitted: float32 [N, D], features of the training utterances, if there are such.
     """
-    if isinstance(experiment.system, FineTuning):
+    tuned = experiment.system.trained_encoder(params)
+    if tuned is not None:
         assert isinstance(experiment.encoder, SentenceEncoder)
         if cross_fitted is not None:
             file = workdir / ENCODER / CROSS_FITTED
             save_features(file, cross_fitted, experiment.corpus.splits["train"])
-        tuned = experiment.system.encoder_params(params)
         experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
 
 

@@ -11,7 +11,6 @@ from erc_jax.errors import UserError
 from erc_jax.experiment import Encoder, best_meta, load_run
 from erc_jax.progress import say
 from erc_jax.systems import HEAD, Params, System
-from erc_jax.systems.fine_tuning import FineTuning
 
 
 def take_over(params: Params, system: System, encoder: Encoder, source: Path) -> Params:
@@ -37,13 +36,14 @@ def take_over(params: Params, system: System, encoder: Encoder, source: Path) ->
             f"{encoder.name}; give --config.encoder={name}"
         )
     other = load_run(source, encoder)
-    taken = _as_published(other.system, other.params)
+    # An encoder's layers may be stacked in one run and apart in the other.
+    taken = other.system.to_published(other.params)
     classes = {task.name: task.classes for task in other.system.tasks}
     other_labels = {
         HEAD + task.name for task in system.tasks if classes.get(task.name) != task.classes
     }
     result, fresh = {}, []
-    for module, leaves in _as_published(system, params).items():
+    for module, leaves in system.to_published(params).items():
         fits = module in taken and _shapes(taken[module]) == _shapes(leaves)
         if fits and module not in other_labels:
             result[module] = jax.tree.map(lambda x, y: x.astype(y.dtype), taken[module], leaves)
@@ -54,12 +54,7 @@ def take_over(params: Params, system: System, encoder: Encoder, source: Path) ->
         f"Weights taken from {source}"
         + (f"; these start fresh: {', '.join(sorted(fresh))}" if fresh else "")
     )
-    return system.from_published(result) if isinstance(system, FineTuning) else result
-
-
-def _as_published(system: System, params: Params) -> Params:
-    """An encoder's layers may be stacked in one run and apart in the other."""
-    return system.to_published(params) if isinstance(system, FineTuning) else params
+    return system.from_published(result)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

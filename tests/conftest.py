@@ -36,6 +36,18 @@ def one_device_env() -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": _flags(1)}
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """A module's runs of one shape take the compiled programs from each other."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
 @pytest.fixture(scope="session")
 def labels():
     """Four emotions of all three polarities."""

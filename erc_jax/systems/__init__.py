@@ -139,6 +139,19 @@ class System(abc.ABC):
         """What a training step minimises."""
         return (Objective(self.loss),)
 
+    def to_published(self, params: Params) -> Params:
+        """Parameters as other runs take them over: a trained encoder is in the published layout."""
+        return params
+
+    def from_published(self, params: Params) -> Params:
+        """The inverse of ``to_published``."""
+        return params
+
+    def trained_encoder(self, params: Params) -> Params | None:
+        """The parameters of the encoder that is trained here, in the published layout, if any."""
+        del params
+        return None
+
     def fit_reference(self, params: Params, run: Run, train: Split, selection: Split) -> Params:
         """Parameters with what is not learned but read off the data, under REFERENCE.
 

@@ -74,8 +74,7 @@ class FineTuning(System):
             return params
         return {**params, "encoder": self._module.unstack_layers(params["encoder"])}
 
-    def encoder_params(self, params: Params) -> Params:
-        """The encoder's part in the published layout."""
+    def trained_encoder(self, params: Params) -> Params:
         return self.to_published(params)["encoder"]
 
     def _logits(self, params: Params, batch: TokenBatch, key: jax.Array | None) -> jax.Array:

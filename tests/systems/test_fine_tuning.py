@@ -29,14 +29,7 @@ HEAD = "head_emotion"
 DROPPING = {"model__dropout": 0.3, "fine_tuning__attention_dropout": 0.2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """Runs of one shape take the compiled programs from each other."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +167,7 @@ def test_it_starts_from_the_published_weights(setting):
     for _ in range(2):  # a step donates what it gets: the encoder's own arrays must not be in it
         params = system.init(jax.random.key(0), None)
         chex.assert_trees_all_equal(params["encoder"], encoder.params)
-        chex.assert_trees_all_equal(system.encoder_params(params), encoder.params)
+        chex.assert_trees_all_equal(system.trained_encoder(params), encoder.params)
         jax.tree.map(lambda x: x.delete(), params)
     heads = [system.init(jax.random.key(seed), None)[HEAD]["kernel"] for seed in (0, 1)]
     assert np.abs(heads[0] - heads[1]).max() > 0.01
@@ -315,9 +308,9 @@ def test_layers_can_be_scanned_and_computed_again(setting, dropping, dialogues):
         )
         ours = fresh_params(system)
         loss, gradient = jax.jit(jax.value_and_grad(system.loss, has_aux=True))(ours, batch, key)
-        gradient["encoder"] = system.encoder_params(gradient)
+        gradient["encoder"] = system.trained_encoder(gradient)
         close((loss, gradient), expected)
-        chex.assert_trees_all_equal(system.encoder_params(ours), params["encoder"])
+        chex.assert_trees_all_equal(system.trained_encoder(ours), params["encoder"])
 
 
 @pytest.mark.slow
