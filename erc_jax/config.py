@@ -90,7 +90,12 @@ def base_config() -> ConfigDict:
     sent.classifier_heads = 16  # of the classifier's
     sent.ffn = 2048  # width of both layers' feed-forward networks
     sent.width = 64  # of the vectors of "mlp" and "lstm"
-    sent.positions = True  # tell utterances' places in the dialogue; the paper does not
+    # How far, in utterances, attention learns what distance counts; 0 (the paper) tells no order.
+    sent.reach = 8
+    # The context adds nothing at first, so that the pre-trained classifier sees what it knows; not
+    # so in the paper.
+    sent.starts_as_identity = True
+    sent.input_dropout = 0.0  # of the sentence embeddings; model.dropout is of the layers
     sent.balance = 1.0  # of training batches: 1 draws every emotion as often, 0 as it occurs
     sent.batch_weights = True  # emotions weigh by their inverse frequency in the batch
     sent.pretraining_epochs = 1  # of train.epochs, the first so many train the classifier alone
@@ -180,7 +185,8 @@ def sent_emo_context(config: ConfigDict, variant: str = "sent_emo_context") -> C
         how.triplet.learning_rate = 1e-5
         how.balance = 1.0
         how.batch_weights = True
-        how.positions = False
+        how.reach = 0
+        how.starts_as_identity = False
     elif variant.startswith("direct"):
         how.context = "none"
         config.data.leave_out_neutral = variant == "direct_six"
@@ -203,6 +209,8 @@ _RANGES = {
     "sent_emo_context.classifier_heads": (1, math.inf),
     "sent_emo_context.ffn": (1, math.inf),
     "sent_emo_context.width": (1, math.inf),
+    "sent_emo_context.reach": (0, math.inf),
+    "sent_emo_context.input_dropout": (0.0, 1.0),
     "sent_emo_context.balance": (0.0, 1.0 + 1e-9),
     "sent_emo_context.pretraining_epochs": (0, math.inf),
     "sent_emo_context.triplet.learning_rate": (0.0, math.inf),

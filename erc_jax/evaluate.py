@@ -152,7 +152,10 @@ def split_scores(tasks: Sequence[Task], runs: Sequence[SplitResult]) -> dict[str
         left = ~runs[0].seen
         block["without_seen"] = scores_of(tasks[0], left) | {"dialogues": int(left.sum())}
     block |= {task.name: scores_of(task) for task in tasks[1:]}
-    return block | metrics.over_seeds([run.further for run in runs])
+    further = metrics.over_seeds([run.further for run in runs])
+    if "std" in block:
+        block["std"] |= further.pop("std", {})
+    return block | further
 
 
 def score_run(

@@ -287,14 +287,16 @@ def save_reference(params: Params, workdir: Path, step: int) -> None:
 
 
 def _load_reference(workdir: Path, step: int) -> Params:
-    """What ``save_reference`` wrote, as parameters; none if there is nothing.
+    """What ``save_reference`` wrote.
 
     Raises:
-      UserError: the file is damaged, or of another checkpoint.
+      UserError: the file is missing, damaged, or of another checkpoint.
     """
     file = workdir / REFERENCE_FILE
     if not file.is_file():
-        return {}
+        raise UserError(
+            f"{file} is missing; is the run not finished? The same command as before goes on with it"
+        )
     try:
         with safe_open(file, framework="numpy") as opened:
             written = (opened.metadata() or {}).get("step")
@@ -308,7 +310,7 @@ def _load_reference(workdir: Path, step: int) -> Params:
             f"{file} belongs to the checkpoint of step {written}, the best one is of step {step}; "
             "let the run finish: the same command as before goes on with it"
         )
-    return {REFERENCE: traverse_util.unflatten_dict(flat, sep=".")}
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def publish_encoder(config: ConfigDict, workdir: Path) -> None:
@@ -370,7 +372,9 @@ def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
         jax.eval_shape(system.init, jax.random.key(0), blank),
     )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
-    params = restored["params"] | _load_reference(folder, meta["selection"]["best_step"])
+    params = restored["params"]
+    if system.has_reference:
+        params = {**params, REFERENCE: _load_reference(folder, meta["selection"]["best_step"])}
     return Run(system, params, encoder, meta["selection"])
 
 

@@ -358,13 +358,9 @@ def make_optimizers(
         first, end = _epochs(objective, config)
         optimizer = make_optimizer(train, (end - first) * steps_per_epoch)
         if modules := objective.modules:
-            # Its loss has no gradient elsewhere; without the mask, weight decay would act there.
-            optimizer = optax.masked(
-                optimizer,
-                lambda params, modules=modules: {
-                    name: jax.tree.map(lambda _, here=name in modules: here, of)
-                    for name, of in params.items()
-                },
+            optimizer = optax.multi_transform(
+                {True: optimizer, False: optax.set_to_zero()},
+                lambda params, modules=modules: {name: name in modules for name in params},
             )
         made.append(optimizer)
     return tuple(made)

@@ -1,9 +1,9 @@
 """SentEmoContext's training step in PyTorch, as its users write it: the peer.
 
 Each dialogue of a batch is a row, padded to the longest, of ``nn.TransformerEncoderLayer``; the
-anchors are gathered from its output. Since the features are frozen, they are normalised and get
-their positions before, outside of the step. Optimizers are the fused ones, and the triplet loss is
-of the pairs of an anchor and a positive with all others, a seventh of all triples.
+anchors are gathered from its output. Batches are padded outside of the step, optimizers are the
+fused ones, and the triplet loss is of the pairs of an anchor and a positive with all others, a
+seventh of all triples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Batch:
     """B dialogues of up to T utterances, and A anchors among them.
 
     Attributes:
-      features: [B, T, D], normalised, with positions.
+      features: [B, T, D].
       padding: bool [B, T], whether there is no utterance.
       anchors: int64 [A], their places in [B * T].
       labels: int64 [A].
@@ -48,8 +48,7 @@ def arrange(examples: AnchorExamples, items: np.ndarray) -> Batch:
         torch.from_numpy(examples.examples.features[starts[d] : starts[d + 1]]) for d in dialogues
     ]
     features = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    n_places, width = features.shape[1:]
-    features = functional.layer_norm(features, (width,)) + sinusoids(n_places, width)
+    n_places = features.shape[1]
     lengths = torch.tensor([len(of_dialogue) for of_dialogue in rows])
     places = row * n_places + anchors - starts[dialogues][row]
     return Batch(
@@ -60,13 +59,6 @@ def arrange(examples: AnchorExamples, items: np.ndarray) -> Batch:
     )
 
 
-def sinusoids(n_places: int, width: int) -> Tensor:
-    """Sines and cosines [T, D], with wavelengths from 2 pi to 200 pi."""
-    frequency = 100.0 ** -torch.linspace(0, 1, width // 2)
-    angle = torch.arange(n_places)[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
 class Model(nn.Module):
     def __init__(self, config: ConfigDict, width: int):
         super().__init__()
@@ -75,11 +67,12 @@ class Model(nn.Module):
         self.context = nn.TransformerEncoderLayer(width, how.heads, **shape)
         self.classifier = nn.TransformerEncoderLayer(width, how.classifier_heads, **shape)
         self.head = nn.Linear(width, len(UTTERANCES_BY_EMOTION))
+        self.drop = nn.Dropout(config.model.dropout)
         self.margin = how.triplet.margin
 
     def vectors(self, batch: Batch) -> Tensor:
         """The anchors' contextual vectors [A, D]."""
-        hidden = self.context(batch.features, src_key_padding_mask=batch.padding)
+        hidden = self.context(self.drop(batch.features), src_key_padding_mask=batch.padding)
         return hidden.flatten(0, 1)[batch.anchors]
 
     def cross_entropy(self, batch: Batch) -> Tensor:
@@ -105,8 +98,8 @@ class Training:
     def __init__(self, config: ConfigDict, width: int):
         self.model = Model(config, width).train()
         triplet = config.sent_emo_context.triplet
-        self._adam = torch.optim.Adam(
-            self.model.parameters(), lr=config.train.learning_rate, fused=True
+        self._sgd = torch.optim.SGD(
+            self.model.parameters(), lr=config.train.learning_rate, momentum=0.9, fused=True
         )
         # Like ours, it decays neither biases nor layer norms.
         context = list(self.model.context.parameters())
@@ -120,7 +113,7 @@ class Training:
         """One step; returns the losses before it."""
         losses = {}
         for name, loss_of, optimizer in (
-            ("cross_entropy", self.model.cross_entropy, self._adam),
+            ("cross_entropy", self.model.cross_entropy, self._sgd),
             ("triplet", self.model.triplet_loss, self._adamw),
         ):
             self.model.zero_grad()

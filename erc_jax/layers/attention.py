@@ -21,6 +21,7 @@ def sequence_attention(
     layout: Layout,
     drop_weights: Drop,
     heads: int = 1,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention in which each utterance sees its own sequence only.
 
@@ -29,6 +30,7 @@ def sequence_attention(
       layout: where the sequences stand in the R rows of T slots.
       drop_weights: applied to the attention weights [R, heads, T, T].
       heads: H, among which the D features are divided.
+      bias: float [heads, T, T], added to the scores of queries (second axis) over keys (last).
 
     Returns:
       float [N, D].
@@ -43,6 +45,8 @@ def sequence_attention(
     segment = layout.segment.T  # [R, T]
     same = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
     scores = jnp.einsum("rhqd,rhkd->rhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+    if bias is not None:
+        scores = scores + bias
     # An empty slot sees nothing: the softmax is then uniform, finite, and never gathered back.
     seen = jnp.where(same[:, None], scores, jnp.finfo(scores.dtype).min)
     weights = drop_weights(jax.nn.softmax(seen, axis=-1))

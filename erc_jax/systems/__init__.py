@@ -89,6 +89,9 @@ class System(abc.ABC):
     # What its batches hold of an utterance: "features" of a frozen encoder, or its "tokens".
     inputs = "features"
 
+    # Whether it predicts with what ``fit_reference`` gives.
+    has_reference = False
+
     # If given, a batch has rows of so many utterances in place of whole dialogues' (``Examples``).
     window: int | None = None
 

@@ -9,7 +9,8 @@ classifier's cross-entropy, and the triplet loss of the contextual vectors; both
 An utterance is classified in three ways: by the classifier ("head"), by the nearest class centroid,
 and by its nearest neighbours among training utterances. Training sees all classes alike, so each
 way weighs its result by the classes' frequency to a power; that power, and which way is taken, are
-chosen on validation. Ours, where the paper is silent: positions, and the weight of frequencies.
+chosen on validation. Ours, where the paper is silent: attention knows distances, the context starts
+as the identity, and the weight of frequencies.
 
 Two baselines are this system without context: ``context="none"`` classifies sentence embeddings
 directly, the networks "mlp" and "lstm" read the words of an utterance alone.
@@ -62,14 +63,16 @@ class ContextEncoder(nn.Module):
       heads: of the attention.
       ffn: width of the feed-forward network's hidden layer.
       dropout: rate of every dropout.
-      positions: add sinusoids of the place in the dialogue ("utterances" only).
+      reach: of distances between utterances that attention learns to weigh ("utterances" only).
+      starts_as_identity: see ``TransformerLayer``.
     """
 
     form: str
     heads: int
     ffn: int
     dropout: float
-    positions: bool
+    reach: int
+    starts_as_identity: bool
 
     @nn.compact
     def __call__(
@@ -86,7 +89,8 @@ class ContextEncoder(nn.Module):
         Returns:
           float [A, D].
         """
-        layer = TransformerLayer(self.heads, self.ffn, name="layer")
+        reach = self.reach if self.form == "utterances" else 0
+        layer = TransformerLayer(self.heads, self.ffn, reach, self.starts_as_identity, name="layer")
         keys = (None, None) if key is None else jax.random.split(key)
         layout: Layout = block.dialogue
         if self.form == "dialogue_vector":
@@ -99,8 +103,6 @@ class ContextEncoder(nn.Module):
                 whole.reshape(slots.shape[1], *slots.shape[::2]).swapaxes(0, 1), layout
             )
             return vectors if at is None else vectors[at]
-        if self.positions:
-            x = x + sinusoids(places(block.previous_global), x.shape[-1])
         ids = jnp.asarray(block.ids)
         wanted = ids if at is None else ids[at]
         drop = Dropout(keys[0], wanted, self.dropout, 2 * x.shape[-1] + self.ffn)
@@ -108,25 +110,18 @@ class ContextEncoder(nn.Module):
         return layer(x, layout, drop, drop_weights, at)
 
 
-def places(previous: Array) -> jax.Array:
-    """Place int32 [N] of each packed utterance in its dialogue, from rows of previous ones."""
-    rows = jnp.arange(len(previous))
-    return rows - jax.lax.cummax(jnp.where(jnp.asarray(previous) < 0, rows, 0))
-
-
-def sinusoids(place: jax.Array, width: int) -> jax.Array:
-    """Sines and cosines float32 [N, D] of places, with wavelengths from 2 pi to 200 pi."""
-    frequency = 100.0 ** -jnp.linspace(0, 1, width // 2)
-    angle = place[:, None] * frequency
-    waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    return jnp.pad(waves, ((0, 0), (0, width - waves.shape[-1])))
-
-
 class SentEmoContext(System):
     """The system: labels, the two losses, and classification in the learned space."""
 
+    has_reference = True
+
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
         how = config.sent_emo_context
+        if how.pretraining_epochs >= config.train.epochs and how.context != "none":
+            raise UserError(
+                f"sent_emo_context.pretraining_epochs is {how.pretraining_epochs} of "
+                f"{config.train.epochs} train.epochs; none is left to train the context"
+            )
         self._how = how
         self._labels = labels
         self._dropout = config.model.dropout
@@ -142,7 +137,12 @@ class SentEmoContext(System):
             self._channels = (lstm.layers - 1) * how.width
         elif how.context != "none":
             self._encoder = ContextEncoder(
-                how.context, how.heads, how.ffn, self._dropout, how.positions
+                how.context,
+                how.heads,
+                how.ffn,
+                self._dropout,
+                how.reach,
+                how.starts_as_identity,
             )
         self.window = WINDOW if how.context == "dialogue_vector" else None
         # The isolated networks learn from triplets alone: they have no classifier.
@@ -222,10 +222,14 @@ class SentEmoContext(System):
             )
         return tuple(o for o in objectives if o.epochs != (0, 0))
 
-    def _input(self, block: Batch) -> jax.Array:
+    def _input(self, block: Batch, key: jax.Array | None = None) -> jax.Array:
+        """Features float [N, D]; with a key, some of them are dropped."""
         x = jnp.asarray(block.features)
-        # The words of an utterance are no vector of features: they stay as they are.
-        return jax.nn.standardize(x) if self._normalize and self._has_head else x
+        if not self._has_head:
+            return x  # the words of an utterance, not a vector of it
+        if self._normalize:
+            x = jax.nn.standardize(x)
+        return Dropout(key, block.ids, self._how.input_dropout, x.shape[-1])(x)
 
     def _vectors(
         self,
@@ -237,15 +241,16 @@ class SentEmoContext(System):
         """Vectors float [G, A, D] of anchors int [G, A], or of all utterances."""
 
         def of_block(block: Batch, at: Any) -> Any:
-            x = self._input(block)
+            input_key, encoder_key = (None, None) if key is None else jax.random.split(key)
+            x = self._input(block, input_key)
             if isinstance(self._encoder, ContextEncoder):
-                return self._encoder.apply({"params": params["context"]}, x, block, key, at)
+                return self._encoder.apply({"params": params["context"]}, x, block, encoder_key, at)
             ids = jnp.asarray(block.ids)
             if at is not None:
                 x, ids = x[at], ids[at]
             if self._encoder is None:
                 return x
-            drop = Dropout(key, ids, self._dropout, self._channels)
+            drop = Dropout(encoder_key, ids, self._dropout, self._channels)
             return self._encoder.apply({"params": params["context"]}, x, drop)
 
         return jax.vmap(of_block, (0, None if anchors is None else 0))(batch, anchors)
@@ -283,10 +288,11 @@ class SentEmoContext(System):
         self, params: Params, batch: AnchorBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the classifier on the sentence embeddings themselves."""
-        vectors = jax.vmap(lambda block, at: self._input(block)[at])(
+        input_key, classifier_key = jax.random.split(key)
+        vectors = jax.vmap(lambda block, at: self._input(block, input_key)[at])(
             batch.utterances, batch.anchors
         )
-        loss = self._classification(params, batch, vectors, key)
+        loss = self._classification(params, batch, vectors, classifier_key)
         return loss, {"cross_entropy": loss}
 
     def loss(

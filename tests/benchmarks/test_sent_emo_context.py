@@ -27,7 +27,7 @@ def config():
     config = recipe()
     config.model.dropout = 0.0
     config.sent_emo_context.ffn = 64
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 0.1
     config.sent_emo_context.triplet.learning_rate = 1e-3
     config.sent_emo_context.triplet.weight_decay = 10.0
     return config

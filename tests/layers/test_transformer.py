@@ -27,10 +27,15 @@ def case():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("alone", [False, True])
-def test_equals_torch_on_each_sequence(case, alone):
+@pytest.mark.parametrize(("alone", "reach"), [(False, 0), (False, 3), (True, 0)])
+def test_equals_torch_on_each_sequence(case, alone, reach):
+    """With a reach, what was learned of distances is added to the scores of each head."""
     torch = pytest.importorskip("torch")
     layer, params, x, layout = case
+    table = np.random.default_rng(0).normal(size=(2 * reach + 1, HEADS)).astype(np.float32)
+    if reach:
+        layer = TransformerLayer(HEADS, FFN, reach)
+        params = {"params": {**params["params"], "distance": jnp.asarray(table)}}
     peer = torch.nn.TransformerEncoderLayer(D, HEADS, FFN, 0.0, batch_first=True)
     p = params["params"]
 
@@ -57,8 +62,13 @@ def test_equals_torch_on_each_sequence(case, alone):
     groups = np.arange(N) if alone else SEQUENCES
     for sequence in np.unique(groups):
         rows = np.flatnonzero(groups == sequence)
+        mask = None
+        if reach:
+            place = np.arange(len(rows))
+            distance = np.clip(place[:, None] - place, -reach, reach)  # of the query after the key
+            mask = tensor(table[distance + reach].transpose(2, 0, 1))
         with torch.no_grad():
-            theirs = peer(tensor(x[rows])[None])[0].numpy()
+            theirs = peer(tensor(x[rows])[None], src_mask=mask)[0].numpy()
         np.testing.assert_allclose(ours[rows], theirs, atol=1e-5)
 
 
@@ -108,3 +118,24 @@ def test_those_that_are_wanted_are_what_they_are_among_all(case, alone):
         found = run(at, rate)
         chex.assert_shape(found, (5, D))
         np.testing.assert_allclose(found, run(None, rate)[at], atol=1e-5)
+
+
+def test_a_layer_that_starts_as_the_identity(case):
+    """What comes in normalised comes out as it was, and yet every part of it will learn."""
+    _, _, x, layout = case
+    layer = TransformerLayer(HEADS, FFN, 2, starts_as_identity=True)
+    params = layer.init(jax.random.key(1), x, layout, nothing, nothing)
+    normalised = jax.nn.standardize(x)
+    found = layer.apply(params, normalised, layout, nothing, nothing)
+    np.testing.assert_allclose(found[:N], normalised[:N], atol=1e-4)
+
+    def loss(params):
+        return jnp.sum(layer.apply(params, normalised, layout, nothing, nothing)[:N] ** 3)
+
+    for _ in range(3):  # the maps that start at zero learn first
+        gradient = jax.grad(loss)(params)
+        params = jax.tree.map(lambda p, g: p + 0.01 * g, params, gradient)
+    moved = layer.apply(params, normalised, layout, nothing, nothing)
+    assert np.abs(moved - found).max() > 0.01
+    for name, module in gradient["params"].items():
+        assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(module)) > 1e-6, name
