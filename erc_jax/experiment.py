@@ -295,7 +295,7 @@ def _load_reference(workdir: Path, step: int) -> Params:
     file = workdir / REFERENCE_FILE
     if not file.is_file():
         raise UserError(
-            f"{file} is missing; is the run not finished? The same command as before goes on with it"
+            f"{file} is missing; is the run finished? The same command as before goes on with it"
         )
     try:
         with safe_open(file, framework="numpy") as opened:

@@ -359,8 +359,10 @@ def make_optimizers(
         optimizer = make_optimizer(train, (end - first) * steps_per_epoch)
         if modules := objective.modules:
             optimizer = optax.multi_transform(
-                {True: optimizer, False: optax.set_to_zero()},
-                lambda params, modules=modules: {name: name in modules for name in params},
+                {"trained": optimizer, "left": optax.set_to_zero()},
+                lambda params, modules=modules: {
+                    name: "trained" if name in modules else "left" for name in params
+                },
             )
         made.append(optimizer)
     return tuple(made)

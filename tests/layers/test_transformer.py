@@ -35,7 +35,7 @@ def test_equals_torch_on_each_sequence(case, alone, reach):
     table = np.random.default_rng(0).normal(size=(2 * reach + 1, HEADS)).astype(np.float32)
     if reach:
         layer = TransformerLayer(HEADS, FFN, reach)
-        params = {"params": {**params["params"], "distance": jnp.asarray(table)}}
+        params = {"params": {**params["params"], "distance_bias": jnp.asarray(table)}}
     peer = torch.nn.TransformerEncoderLayer(D, HEADS, FFN, 0.0, batch_first=True)
     p = params["params"]
 
