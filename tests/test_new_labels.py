@@ -3,13 +3,11 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 from absl import flags
 
 from erc_jax import Recognizer, UserError
 from erc_jax import main as main_module
-from erc_jax.data.dialogue import load_dialogues
 from erc_jax.figures import run_figures
 from erc_jax.train import train
 from tests.tiny import EMOTION_ONLY, tiny_config
@@ -157,23 +155,3 @@ def test_a_run_draws_its_figures(workdir):
     drawn = run_figures(workdir)
     assert {path.name for path in drawn} >= {"confusion_test.png", "labels.png"}
     assert all(path.stat().st_size > 1000 for path in drawn)
-
-
-def test_a_dialogue_of_the_training_split_is_seen(place, tmp_path):
-    """Scores without dialogues that training has seen stand beside those of all."""
-    config = tiny_config(place, **{**SMALL, "train__epochs": 1})
-    source = tmp_path / "corpus"
-    source.mkdir()
-    for split in ("train", "validation", "test"):
-        lines = (place / "corpus" / f"{split}.jsonl").read_text()
-        if split == "test":
-            seen = (place / "corpus" / "train.jsonl").read_text().splitlines()[0]
-            lines += json.dumps({**json.loads(seen), "id": "seen"}) + "\n"
-        (source / f"{split}.jsonl").write_text(lines)
-    config.data.source = str(source)
-    content = train(config, tmp_path / "run")
-    assert "without_seen" not in content["validation"]
-    left = content["test"]["without_seen"]
-    n_dialogues = len(load_dialogues(source / "test.jsonl"))
-    assert left["dialogues"] == n_dialogues - 1
-    assert np.sum(left["confusion"]) == np.sum(content["test"]["confusion"]) - 4

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -854,7 +855,7 @@ def test_a_workdir_predicts_what_was_written(copied):
     assert set(answer[0]) == {"speaker", "text", "emotion", "probabilities"}
     # Scored again, in two ways, with the same result.
     assert evaluate_split(workdir, "test", {})["test"] == content["test"]
-    scores = evaluate_file(workdir, f"{config.data.source}/test.jsonl", None)
+    scores = evaluate_file(workdir, Path(config.data.source, "test.jsonl"), None)
     assert scores["test.jsonl"].items() <= content["test"].items()
 
 
@@ -994,7 +995,7 @@ def test_isolated_networks_learn_from_triplets(place, tmp_path, word_vectors, ne
     }
     content = train(tiny_config(place, **fields), tmp_path / "run")
     losses = losses_of(tmp_path / "run", "loss_triplet")
-    assert losses[-1] < losses[0] - 0.3
+    assert losses[-1] < 0.5 * losses[0]
     assert content["test"]["accuracy"] > 0.6
     assert not losses_of(tmp_path / "run", "loss_cross_entropy")
     for split in ("validation", "test"):
