@@ -13,8 +13,8 @@ import pytest
 from absl import flags
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
 
+from erc_jax import chat, metrics, prompting
 from erc_jax import main as command_line
-from erc_jax import metrics, prompting
 from erc_jax.config import base_config, save_config
 from erc_jax.data.corpora.dailydialog import DailyDialog
 from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
@@ -362,7 +362,7 @@ def test_equal_prompts_are_asked_once(server, tmp_path):
     labels = LabelSpace(("calm", "happy"), "calm")
     items = prompting.make_items([Dialogue("d", turns)], EmotionNames(labels), "tiny", "all")
     assert items[0].key == items[1].key
-    client = prompting.ChatClient(server.url, requests_per_minute=1e6, timeout=5.0)
+    client = chat.ChatClient(server.url, requests_per_minute=1e6, timeout=5.0)
     file = prompting.AnswerFile(tmp_path / "answers.jsonl")
     prompting.ask_all(client, items, [Dialogue("d", turns)], file, 2)
     client.close()
@@ -457,7 +457,7 @@ def test_servers_in_trouble_are_asked_again_a_few_times(server, evaluate, status
     server.reply = lambda request: (status, {}, "")
     with pytest.raises(UserError, match=rf"status {status}: .* \(6 attempts\)"):
         evaluate(concurrency=1)
-    assert len(server.requests) == prompting.ATTEMPTS
+    assert len(server.requests) == chat.ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_answers_that_are_no_completions(server, evaluate, body):
     shown = "out of memory" if "memory" in body else body.replace("[", r"\[")
     with pytest.raises(UserError, match=f"not a chat completion: {shown}.*6 attempts.* 0 of 5"):
         evaluate(concurrency=1)
-    assert len(server.requests) == prompting.ATTEMPTS
+    assert len(server.requests) == chat.ATTEMPTS
 
 
 def test_silence_is_an_answer_that_names_nothing(server, evaluate):
