@@ -1,6 +1,6 @@
 """Triplet verification: the test metric of SentEmoContext's paper, which does not classify.
 
-Guibon et al. (2023) count, for each test triplet of an anchor, a positive and a negative, the
+Gendron and Guibon count, for each test triplet of an anchor, a positive and a negative, the
 anchor's *true* label as predicted if the triplet loss is at most the margin, and the negative's
 label otherwise. That needs the gold labels and is right half of the time by chance, so its scores
 stand apart from those of classification.

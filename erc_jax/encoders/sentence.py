@@ -30,6 +30,14 @@ from erc_jax.encoders.packing import SHORTEST, Block, TokenSequence, make_blocks
 from erc_jax.encoders.reading import Reader
 from erc_jax.encoders.roberta import Roberta
 from erc_jax.encoders.transformer import Encoder
+from erc_jax.encoders.weights import (
+    WEIGHTS,
+    load_params,
+    read_json,
+    save_params,
+    sha256_of,
+    weights_files,
+)
 from erc_jax.errors import UserError
 
 # By config.json's model_type. (DistilRoBERTa calls itself a roberta.)
@@ -138,8 +146,8 @@ class SentenceEncoder:
             damaged, or does not belong to the others; the weights are not the expected ones.
         """
         folder, published = hub.find_model(name_or_path)
-        weights = hub.weights_files(folder)
-        found = hub.sha256_of(weights)
+        weights = weights_files(folder)
+        found = sha256_of(weights)
         if published not in (None, found):
             raise UserError(
                 f"{weights[0]}: SHA-256 is {found}, but the published weights of {name_or_path} "
@@ -153,7 +161,7 @@ class SentenceEncoder:
             )
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
-        config = hub.read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         architecture = ARCHITECTURES.get(str(config.get("model_type")))
         if architecture is None:
             raise UserError(
@@ -162,15 +170,15 @@ class SentenceEncoder:
             )
         kind = jnp.dtype(dtype)
         module = architecture.from_folder(folder, config, dtype=kind, param_dtype=kind)
-        params = hub.load_params(weights, module, kind)
+        params = load_params(weights, module, kind)
         pooling = _read_pooling(folder, module.config.hidden_size)
         max_length, lower_case = _read_limits(folder, module.config.longest)
         context = _read_context(folder)
         tokenizer = _read_tokenizer(folder / "tokenizer.json", module.config.vocab_size)
         decisive = [
             found,
-            hub.sha256_of([folder / "config.json"]),
-            hub.sha256_of([folder / "tokenizer.json"]),
+            sha256_of([folder / "config.json"]),
+            sha256_of([folder / "tokenizer.json"]),
             dataclasses.asdict(pooling),
             context,
             max_length,
@@ -179,7 +187,7 @@ class SentenceEncoder:
         ]
         cross_fitted = folder / CROSS_FITTED
         if cross_fitted.is_file():
-            decisive.append(hub.sha256_of([cross_fitted]))
+            decisive.append(sha256_of([cross_fitted]))
         carried = ("config.json", "tokenizer.json", *CARRIED_ALONG)
         return cls(
             name=name_or_path,
@@ -377,7 +385,7 @@ class SentenceEncoder:
             },
             OWN_FILE: {"context": self.context},
         }
-        hub.save_params(folder / hub.WEIGHTS, self.params if params is None else params)
+        save_params(folder / WEIGHTS, self.params if params is None else params)
         # config.json goes first and comes last: a folder without it, whose saving was broken off,
         # is no model.
         (folder / "config.json").unlink(missing_ok=True)
@@ -437,7 +445,7 @@ def _read_context(folder: Path) -> str:
     file = folder / OWN_FILE
     if not file.exists():
         return "none"
-    context = hub.read_json(file).get("context")
+    context = read_json(file).get("context")
     if context not in CONTEXTS:
         raise UserError(f"{file}: context is {context!r}; expected one of {', '.join(CONTEXTS)}")
     return context
@@ -453,7 +461,7 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
     if not file.exists():
         logging.warning("%s: not found; taking the mean over tokens, not normalised", file)
         return Pooling("mean", normalize=False)
-    modules = hub.read_json(file, list)
+    modules = read_json(file, list)
     # Types are import paths, which moved between versions: "sentence_transformers.models.Pooling".
     kinds = [
         str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]
@@ -465,7 +473,7 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
             "if it is there, Normalize: choose another model"
         )
     file = folder / str(modules[1].get("path")) / "config.json"
-    config = hub.read_json(file)
+    config = read_json(file)
     modes = [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, value in config.items()
@@ -489,12 +497,12 @@ def _read_pooling(folder: Path, width: int) -> Pooling:
 def _read_limits(folder: Path, longest: int) -> tuple[int, bool]:
     """Tokens in a sentence, at most the model's longest, and whether texts are lower-cased."""
     file = folder / "sentence_bert_config.json"
-    limits = hub.read_json(file) if file.exists() else {}
+    limits = read_json(file) if file.exists() else {}
     max_length = limits.get("max_seq_length")
     if max_length is None:
         # Newer versions of sentence-transformers keep it with the tokenizer; 1e30 is "none".
         file = folder / "tokenizer_config.json"
-        of_tokenizer = hub.read_json(file) if file.exists() else {}
+        of_tokenizer = read_json(file) if file.exists() else {}
         max_length = of_tokenizer.get("model_max_length", longest)
         max_length = longest if isinstance(max_length, float) else max_length
     if not isinstance(max_length, int) or max_length < 3:

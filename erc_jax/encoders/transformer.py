@@ -1,7 +1,7 @@
 """What BERT, RoBERTa and MPNet share: configuration, layer and stack.
 
 Submodules carry the published tensors' names ("encoder.layer.0", "attention.self.query"), so that
-a parameter's path, joined by dots, is the name of its tensor; see ``hub.load_params``.
+a parameter's path, joined by dots, is the name of its tensor; see ``load_params``.
 
 Shapes: R rows of W tokens, D features, H attention heads.
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from erc_jax.data.dialogue import Dialogue, decode, read_bytes
-from erc_jax.encoders import hub
+from erc_jax.encoders.weights import sha256_of
 from erc_jax.errors import UserError
 from erc_jax.progress import say
 
@@ -37,7 +37,7 @@ class Package:
 
     Attributes:
       files: the vectors (.npy) and their words (.parquet), as they lie in site-packages.
-      sha256: of the two together, as ``hub.sha256_of`` counts it.
+      sha256: of the two together, as ``sha256_of`` counts it.
     """
 
     files: tuple[str, str]
@@ -112,7 +112,7 @@ class WordVectors:
         """
         files, published = _find(name_or_path)
         try:
-            found = hub.sha256_of(files)
+            found = sha256_of(files)
             if published not in (None, found):
                 raise UserError(
                     f"{files[0]}: SHA-256 with {files[1].name} is {found}, but {name_or_path} is "

@@ -1,16 +1,16 @@
 """SentEmoContext: a Siamese encoder over frozen sentence embeddings, trained on triplets.
 
-Guibon, Labeau, Flek, Luce and Clavel, "From Dialogue to Emotions: Meta-learning of Emotions in
-Conversation with Sentence Transformers" (paper 3). A Transformer layer gives utterances their
-context, a classifier (one layer and a linear map) sits on top. Each batch takes two steps: the
-classifier's cross-entropy, and the triplet loss of the contextual vectors; both train the encoder.
-(The published code detaches the vectors before the triplet loss, which then trains nothing.)
+Gendron and Guibon, "SEC: Context-Aware Metric Learning for Efficient Emotion Recognition in
+Conversation". A Transformer layer gives utterances their context, a classifier (one layer and a
+linear map) sits on top. Each batch takes two steps: the classifier's cross-entropy, and the triplet
+loss of the contextual vectors; both train the encoder. (The published code detaches the vectors
+before the triplet loss, which then trains nothing.)
 
 An utterance is classified in three ways: by the classifier ("head"), by the nearest class centroid,
-and by its nearest neighbours among training utterances. Training sees all classes alike, so each
-way weighs its result by the classes' frequency to a power; that power, and which way is taken, are
-chosen on validation. Ours, where the paper is silent: attention knows distances, the context starts
-as the identity, and the weight of frequencies.
+and by its nearest neighbours among training utterances. Training sees rare emotions more often than
+they occur, so each way weighs its result by the classes' frequency to a power; that power, and
+which way is taken, are chosen on validation. Ours, where the paper is silent: attention knows
+distances, the context starts as the identity, and the weight of frequencies.
 
 Two baselines are this system without context: ``context="none"`` classifies sentence embeddings
 directly, the networks "mlp" and "lstm" read the words of an utterance alone.
@@ -117,7 +117,8 @@ class SentEmoContext(System):
 
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
         how = config.sent_emo_context
-        if how.pretraining_epochs >= config.train.epochs and how.context != "none":
+        has_context = how.network == "transformer" and how.context != "none"
+        if has_context and how.pretraining_epochs >= config.train.epochs:
             raise UserError(
                 f"sent_emo_context.pretraining_epochs is {how.pretraining_epochs} of "
                 f"{config.train.epochs} train.epochs; none is left to train the context"
@@ -135,7 +136,7 @@ class SentEmoContext(System):
         elif how.network == "lstm":
             self._encoder = lstm = StackedLSTM(how.width)
             self._channels = (lstm.layers - 1) * how.width
-        elif how.context != "none":
+        elif has_context:
             self._encoder = ContextEncoder(
                 how.context,
                 how.heads,

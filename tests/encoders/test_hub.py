@@ -29,6 +29,7 @@ from tokenizers.processors import TemplateProcessing
 from erc_jax.encoders import hub
 from erc_jax.encoders.bert import Bert
 from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.encoders.weights import load_params, read_json, sha256_of, weights_files
 from erc_jax.errors import UserError
 from tests.tiny import tiny_tokenizer
 
@@ -123,7 +124,7 @@ def in_cache(tmp_path) -> set[str]:
 def test_weights_in_parts_are_unpacked_once(parts, tmp_path, capsys):
     folder, digest = hub.find_model("tiny")
     assert folder == tmp_path / "cache/weights/tiny"
-    assert digest == hub.sha256_of([folder / "model.safetensors"])
+    assert digest == sha256_of([folder / "model.safetensors"])
     assert f"tiny: unpacking 0 MB of weights into {folder}, once\n" == capsys.readouterr().out
     assert in_cache(tmp_path) == {f"tiny/{file}" for file in hub.FILES}
     assert [f.name for f in folder.parent.iterdir()] == ["tiny"]
@@ -566,10 +567,10 @@ def test_an_index_without_tensors(tiny_model, content):
 
 def test_what_published_files_hold_besides(tiny_model):
     folder = tiny_model()
-    module = Bert.from_folder(folder, hub.read_json(folder / "config.json"))
+    module = Bert.from_folder(folder, read_json(folder / "config.json"))
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    want = hub.load_params([file], module)
+    want = load_params([file], module)
     # As in bert-base-uncased: a head on top, a pooler, names from TensorFlow.
     old = {
         "bert." + k.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
@@ -579,23 +580,23 @@ def test_what_published_files_hold_besides(tiny_model):
     old["cls.predictions.bias"] = np.zeros(34, np.float32)
     old["bert.embeddings.position_ids"] = np.arange(64)[None]
     save_file(old, file)
-    got = hub.load_params([file], module)
+    got = load_params([file], module)
     layer = got["encoder.layer.1"]["output.dense"]["kernel"]
     np.testing.assert_array_equal(layer, tensors["encoder.layer.1.output.dense.weight"].T)
     assert layer.flags.c_contiguous
     np.testing.assert_equal(got, want)
 
     save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}, file)
-    half = hub.load_params([file], module)["embeddings.LayerNorm"]["scale"]
+    half = load_params([file], module)["embeddings.LayerNorm"]["scale"]
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, want["embeddings.LayerNorm"]["scale"], rtol=0.01)
 
 
 def test_parameters_in_bfloat16(tiny_model):
     folder = tiny_model()
-    module = Bert.from_folder(folder, hub.read_json(folder / "config.json"))
-    files = hub.weights_files(folder)
-    full, half = (hub.load_params(files, module, dtype) for dtype in (np.float32, jnp.bfloat16))
+    module = Bert.from_folder(folder, read_json(folder / "config.json"))
+    files = weights_files(folder)
+    full, half = (load_params(files, module, dtype) for dtype in (np.float32, jnp.bfloat16))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(full)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
     chex.assert_trees_all_equal(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16), full))

@@ -210,7 +210,7 @@ def test_half_an_encoder_is_none(encoder, tmp_path, monkeypatch, over):
 
         with monkeypatch.context() as patched:
             patched.setattr("erc_jax.encoders.sentence.write_whole", write_some)
-            patched.setattr("erc_jax.encoders.hub.write_whole", write_some)
+            patched.setattr("erc_jax.encoders.weights.write_whole", write_some)
             with pytest.raises(UserError, match="cannot be written"):
                 encoder.adapted(pooling="max").save_pretrained(folder, tuned)
         if over and budget == 0:  # nothing is written yet

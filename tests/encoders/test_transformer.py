@@ -4,17 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from erc_jax.encoders import hub
 from erc_jax.encoders.bert import Bert, BertConfig
 from erc_jax.encoders.mpnet import MPNet, MPNetConfig
 from erc_jax.encoders.roberta import Roberta, RobertaConfig
 from erc_jax.encoders.transformer import DropoutRates
+from erc_jax.encoders.weights import load_params, read_json, weights_files
 from erc_jax.errors import UserError
 
 
 def load(folder, module=Bert):
-    module = module.from_folder(folder, hub.read_json(folder / "config.json"))
-    return module, {"params": hub.load_params(hub.weights_files(folder), module)}
+    module = module.from_folder(folder, read_json(folder / "config.json"))
+    return module, {"params": load_params(weights_files(folder), module)}
 
 
 def padded(lengths, width, vocabulary, seed=0, pad=0):
@@ -241,7 +241,7 @@ def test_sentences_in_one_row_do_not_see_one_another(tiny_model):
 )
 def test_a_config_that_says_something_else(tiny_model, change, message):
     folder = tiny_model()
-    config = {**hub.read_json(folder / "config.json"), **change}
+    config = {**read_json(folder / "config.json"), **change}
     with pytest.raises(UserError, match=r"config\.json: ") as error:
         Bert.from_folder(folder, config)
     assert message in str(error.value)

@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from erc_jax.encoders import hub
 from erc_jax.encoders.bert import Bert
+from erc_jax.encoders.weights import load_params, read_json, save_params, weights_files
 from erc_jax.errors import UserError
 
 
@@ -33,22 +33,22 @@ def folder(tiny_model):
 
 @pytest.fixture
 def module(folder):
-    return Bert.from_folder(folder, hub.read_json(folder / "config.json"))
+    return Bert.from_folder(folder, read_json(folder / "config.json"))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("prefix", ["", "bert."])
 def test_what_is_saved_is_loaded_again(folder, module, dtype, prefix):
     params = random_params(module, dtype)
-    hub.save_params(folder / "model.safetensors", params, prefix)
-    again = hub.load_params(hub.weights_files(folder), module, dtype)
+    save_params(folder / "model.safetensors", params, prefix)
+    again = load_params(weights_files(folder), module, dtype)
     chex.assert_trees_all_equal_shapes_and_dtypes(again, params)
     chex.assert_trees_all_equal(again, params)
 
 
 def test_the_published_layout(folder, module):
     params = random_params(module, jnp.float32)
-    hub.save_params(folder / "model.safetensors", params, "bert.")
+    save_params(folder / "model.safetensors", params, "bert.")
     tensors = load_file(folder / "model.safetensors")
     assert len(tensors) == len(jax.tree.leaves(params))
     # As in bert-base-uncased: [outputs, inputs].
@@ -62,7 +62,7 @@ def test_the_published_layout(folder, module):
 
 def test_a_full_disk_leaves_the_old_file(folder, module):
     file = folder / "model.safetensors"
-    hub.save_params(file, random_params(module, jnp.float32))
+    save_params(file, random_params(module, jnp.float32))
     before = file.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_old_file(folder, module):
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(UserError, match="cannot be written"):
-            hub.save_params(file, jax.tree.map(jnp.zeros_like, random_params(module, jnp.float32)))
+            save_params(file, jax.tree.map(jnp.zeros_like, random_params(module, jnp.float32)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -84,7 +84,7 @@ def test_transformers_loads_what_is_saved(folder, module, prefix):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     params = random_params(module, jnp.float32)
-    hub.save_params(folder / "model.safetensors", params, prefix)
+    save_params(folder / "model.safetensors", params, prefix)
     reference, report = transformers.BertModel.from_pretrained(
         folder, add_pooling_layer=False, output_loading_info=True
     )

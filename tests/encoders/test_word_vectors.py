@@ -8,7 +8,8 @@ import pytest
 
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.features import utterance_features
-from erc_jax.encoders import hub, word_vectors
+from erc_jax.encoders import word_vectors
+from erc_jax.encoders.weights import sha256_of
 from erc_jax.encoders.word_vectors import TOKENS, WordVectors, tokenize
 from erc_jax.errors import UserError
 
@@ -90,7 +91,7 @@ def test_npy_files(write_npy, kind, order):
     encoder = WordVectors.from_file(str(file))
     assert_encodes(encoder)
     assert isinstance(encoder._vectors, np.memmap)
-    assert encoder.sha256 == hub.sha256_of([file, file.with_suffix(".txt")])
+    assert encoder.sha256 == sha256_of([file, file.with_suffix(".txt")])
 
 
 def test_a_blank_line_is_the_word_of_a_row(write_npy):
@@ -267,7 +268,7 @@ def package(tmp_path, monkeypatch):
     (info / "RECORD").write_text("")
     monkeypatch.syspath_prepend(site)
     files = ("tiny_glove/emb.npy", "tiny_glove/index.parquet")
-    digest = hub.sha256_of([site / file for file in files])
+    digest = sha256_of([site / file for file in files])
     monkeypatch.setitem(word_vectors.PACKAGES, "tiny-glove", word_vectors.Package(files, digest))
     return folder
 
