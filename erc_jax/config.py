@@ -101,7 +101,7 @@ def base_config() -> ConfigDict:
     sent.pretraining_epochs = 1  # of train.epochs, the first so many train the classifier alone
     sent.triplet = triplet = ConfigDict()
     triplet.learning_rate = 1e-5  # of AdamW on the triplet loss; 0 leaves that loss out
-    triplet.weight_decay = 0.01
+    triplet.weight_decay = 0.01  # decoupled, as in AdamW
     triplet.margin = 1.0  # by how much other emotions should be farther away
     triplet.strategy = "all"  # which triplets: "all", "batch_hard" or "semi_hard"
     sent.neighbours = 50  # training utterances that vote on an emotion
