@@ -76,7 +76,10 @@ def trained(monkeypatch):
         ("--config meld:papr", "unknown variant 'papr'; did you mean paper?"),
         ("--config melt", "--config melt: no such file"),
         ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
-        ("--mode=label", "flag --mode=label: value should be one of <train|evaluate|predict>"),
+        (
+            "--mode=label",
+            "flag --mode=label: value should be one of <train|evaluate|predict|few_shot|figures>",
+        ),
         ("--config quickstart extra", "unexpected arguments: extra"),
         ("--config quickstart", "--workdir is missing"),
         ("--workdir x", "--mode train needs --config"),

@@ -382,7 +382,7 @@ def test_a_full_disk_at_the_end_is_told(copied, monkeypatch):
 
 def test_what_an_optimizer_cannot_do(place, tmp_path):
     config = tiny_config(place, **EMOTION_ONLY, train__accumulate=100)
-    with pytest.raises(UserError, match=r"accumulate is 100, but the run has 8 steps in all"):
+    with pytest.raises(UserError, match=r"accumulate is 100, but there are 8 steps in all"):
         train(config, tmp_path / "run")
 
 
