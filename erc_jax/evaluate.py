@@ -253,6 +253,8 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
             f"{_classes(experiment.system)} there, {_classes(trained.system)} in the run. Score "
             "conversations with the run's labels: --mode evaluate --input FILE"
         )
+    if split == "train" and trained.system.learns_space:
+        say("Note: on the training split, nearest neighbours find the utterances themselves")
     predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
     results = [
         score_run(predictor, run.params, experiment, split, folder) for _, folder, run in runs
@@ -319,13 +321,13 @@ def few_shot(
 ) -> dict[str, Any]:
     """How well a run tells emotions that it was not trained on, from a few examples of each.
 
-    Writes few_shot_<name>.json into the workdir.
+    Writes few_shot_<name>_<ways>_way_<shots>_shot.json into the workdir.
 
     Args:
       workdir: of the run; of several seeds, the one that predicts.
       dialogues: labelled.
       labels: their emotions; the neutral one, if there is one, is left out.
-      name: of the corpus.
+      name: of the corpus and split, or of the file.
       ways: emotions of an episode.
       shots: examples of each.
       encoder: where the run's encoder is now, if it is not where it was.
@@ -337,6 +339,7 @@ def few_shot(
       UserError: the run has no space of distances, or the labels are too few.
     """
     run = load_run(workdir, encoder)
+    run.system.require_space()
     examples = to_arrays(dialogues, run.encoder, run.system, {})
     vectors = Predictor(run.system, make_mesh()).run(run.system.embed, run.params, examples)
     targets = np.concatenate([labels.emotion_ids(dialogue) for dialogue in dialogues])
@@ -350,8 +353,9 @@ def few_shot(
         groups=examples.dialogue_of,
         names=labels.emotions,
     )
-    file = workdir / f"few_shot_{name}.json"
-    write_whole(file, json.dumps({"corpus": name, **result}, indent=2) + "\n")
+    facts = {"scored": name, "checkpoint": dict(run.selection), **result}
+    file = workdir / f"few_shot_{name}_{ways}_way_{shots}_shot.json"
+    write_whole(file, json.dumps(facts, indent=2) + "\n")
     return result
 
 

@@ -1,7 +1,8 @@
 """An experiment's parts, made from its config: corpus, encoder, system, arrays; and its workdir.
 
 A workdir holds config.json, metrics.json, and per run metrics.jsonl, TensorBoard events,
-checkpoints/ and predictions_<split>.jsonl. With several seeds each seed's run lies in
+checkpoints/, predictions_<split>.jsonl and, where a system predicts with what it has read off the
+data, reference.safetensors. With several seeds each seed's run lies in
 seeds/<seed>/, a workdir of its own; the workdir itself then holds what is said of all seeds, and
 the predictions of the best.
 """
@@ -9,6 +10,7 @@ the predictions of the best.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +28,7 @@ from safetensors.numpy import save
 
 from erc_jax import metrics
 from erc_jax.checkpoint import Checkpointer
-from erc_jax.config import base_config, check_values, load_config
+from erc_jax.config import base_config, check_values, flatten, load_config
 from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
@@ -73,7 +75,7 @@ def prepare(
       UserError: something in config, corpus or encoder does not fit.
     """
     check_values(config)
-    _check_fine_tuning(config)
+    _check_fields_of_systems(config)
     corpus = load_corpus(
         config.data.name,
         config.data.source,
@@ -121,15 +123,18 @@ def prepare(
     return Experiment(corpus, encoder, system, examples)
 
 
-def _check_fine_tuning(config: ConfigDict) -> None:
-    how, unchanged = config.fine_tuning, base_config().fine_tuning
-    if config.system != FINE_TUNING:
-        for field in how:
-            if how[field] != unchanged[field]:
+def _check_fields_of_systems(config: ConfigDict) -> None:
+    """Refuses fields that the system does not read."""
+    there, unchanged = dict(flatten(config)), dict(flatten(base_config()))
+    for system, variant in ((FINE_TUNING, "encoder"), ("sent_emo_context", "sent_emo_context")):
+        for field in there:
+            changed = there[field] != unchanged[field]
+            if changed and field.startswith(f"{system}.") and config.system != system:
                 raise UserError(
-                    f"fine_tuning.{field} is for runs that fine-tune an encoder; give "
-                    "--config CONFIG:encoder, or leave the field out"
+                    f"{field} is for runs of {system}; give --config CONFIG:{variant}, or leave "
+                    "the field out"
                 )
+    how = config.fine_tuning
     if how.folds and config.init_from:
         raise UserError(
             "fine_tuning.folds with init_from: the other run may have seen all of the dialogues "
@@ -148,8 +153,20 @@ def load_encoder(
       sha256: which it must have, if given.
     """
     place = place or config.encoder
-    if config.system == "sent_emo_context" and config.sent_emo_context.network != "transformer":
-        return WordVectors.from_file(place, sha256=sha256)
+    network = config.sent_emo_context.network
+    if config.system == "sent_emo_context" and network != "transformer":
+        try:
+            return WordVectors.from_file(place, sha256=sha256)
+        except UserError as error:
+            raise UserError(
+                f"{error}\nsent_emo_context.network={network} reads word vectors; sentence "
+                "encoders are for network=transformer"
+            ) from error
+    if Path(place).suffix in (".txt", ".vec", ".npy"):
+        raise UserError(
+            f"{place}: word vectors are for --config.sent_emo_context.network=mlp or lstm; "
+            "expected a sentence encoder's name or folder"
+        )
     encoder = SentenceEncoder.from_pretrained(place, sha256=sha256)
     if config.system != FINE_TUNING:
         return encoder
@@ -184,6 +201,12 @@ def to_arrays(
     if system.inputs == "tokens":
         assert isinstance(encoder, SentenceEncoder)  # word vectors have no tokens
         return TokenExamples(encoder.sequences(dialogues), dialogues, labels)
+    for dialogue in dialogues:
+        if system.longest and len(dialogue.utterances) > system.longest:
+            raise UserError(
+                f"dialogue {dialogue.id} has {len(dialogue.utterances)} utterances; this system "
+                f"reads up to {system.longest} at a time; split it"
+            )
     if cached:
         features = utterance_features(dialogues, encoder, progress=progress)
     else:
@@ -272,25 +295,25 @@ def save_encoder(
         experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
 
 
-def save_reference(params: Params, workdir: Path, step: int) -> None:
+def save_reference(params: Params, workdir: Path) -> None:
     """Saves what the system has read off the data, if it does that.
 
     Args:
       params: with or without it.
       workdir: of the run.
-      step: of the checkpoint that it belongs to.
     """
     if REFERENCE in params:
         flat = traverse_util.flatten_dict(params[REFERENCE], sep=".")
         arrays = {name: np.asarray(array) for name, array in flat.items()}
-        write_whole(workdir / REFERENCE_FILE, save(arrays, {"step": str(step)}))
+        learned = {name: of for name, of in params.items() if name != REFERENCE}
+        write_whole(workdir / REFERENCE_FILE, save(arrays, {"params": _sha256_of(learned)}))
 
 
-def _load_reference(workdir: Path, step: int) -> Params:
+def _load_reference(workdir: Path, params: Params) -> Params:
     """What ``save_reference`` wrote.
 
     Raises:
-      UserError: the file is missing, damaged, or of another checkpoint.
+      UserError: the file is missing, damaged, or of other parameters.
     """
     file = workdir / REFERENCE_FILE
     if not file.is_file():
@@ -299,18 +322,27 @@ def _load_reference(workdir: Path, step: int) -> Params:
         )
     try:
         with safe_open(file, framework="numpy") as opened:
-            written = (opened.metadata() or {}).get("step")
+            written = (opened.metadata() or {}).get("params")
             flat = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{file}: damaged ({error}); the same command as before makes it anew"
         ) from error
-    if written != str(step):
+    if written != _sha256_of(params):
         raise UserError(
-            f"{file} belongs to the checkpoint of step {written}, the best one is of step {step}; "
+            f"{file} belongs to other weights than those of the best checkpoint that can be read; "
             "let the run finish: the same command as before goes on with it"
         )
     return traverse_util.unflatten_dict(flat, sep=".")
+
+
+def _sha256_of(params: Params) -> str:
+    """Of names and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def publish_encoder(config: ConfigDict, workdir: Path) -> None:
@@ -373,8 +405,8 @@ def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
     )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
     params = restored["params"]
-    if system.has_reference:
-        params = {**params, REFERENCE: _load_reference(folder, meta["selection"]["best_step"])}
+    if system.learns_space:
+        params = {**params, REFERENCE: _load_reference(folder, params)}
     return Run(system, params, encoder, meta["selection"])
 
 

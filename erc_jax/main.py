@@ -127,7 +127,8 @@ def _few_shot(workdir: Path) -> None:
     elif _CONFIG.value:
         data = _CONFIG.value.data
         corpus = load_corpus(data.name, data.source, neutral=data.neutral)
-        name, dialogues, labels = data.name, corpus.splits[_SPLIT.value], corpus.labels
+        dialogues, labels = corpus.splits[_SPLIT.value], corpus.labels
+        name = f"{data.name}_{_SPLIT.value}"
     else:
         raise UserError(
             "--mode few_shot needs --config of the corpus whose labels are new to the run, or "
@@ -142,12 +143,14 @@ def _few_shot(workdir: Path) -> None:
         shots=_SHOTS.value,
         encoder=_ENCODER.value,
     )
-    interval = scores["interval_dialogues"] or scores["interval"]
+    interval, over = scores["interval_dialogues"], "dialogues"
+    if interval is None:
+        interval, over = scores["interval"], "episodes of these dialogues alone"
     print(
         f"{name}, {scores['ways']}-way {scores['shots']}-shot, {scores['episodes']:,} episodes "
         f"over {', '.join(scores['classes'])}:\n"
-        f"accuracy {scores['accuracy']:.4f}, 95% interval {interval[0]:.4f} to {interval[1]:.4f}, "
-        f"chance {scores['chance']:.4f}"
+        f"accuracy {scores['accuracy']:.4f}, 95% interval over {over} {interval[0]:.4f} to "
+        f"{interval[1]:.4f}, chance {scores['chance']:.4f}"
     )
 
 
@@ -157,6 +160,8 @@ def _figures(workdir: Path) -> None:
     for path in run_figures(workdir):
         print(path)
 
+
+_FLAGS_OF_MODES = {"predict": ("support",), "few_shot": ("ways", "shots")}
 
 MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,
@@ -176,6 +181,10 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
         if not _WORKDIR.value:
             raise UserError("--workdir is missing: the folder of the run, such as runs/meld")
+        for mode, names in _FLAGS_OF_MODES.items():
+            given = [name for name in names if flags.FLAGS[name].present]
+            if given and _MODE.value != mode:
+                raise UserError(f"--{given[0]} is for --mode {mode}, not {_MODE.value}")
         _keep_compiled_programs()
         MODES[_MODE.value](Path(_WORKDIR.value))
     except UserError as error:

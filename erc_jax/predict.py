@@ -88,6 +88,7 @@ class Recognizer:
         run = load_run(Path(workdir), encoder)
         if support is None:
             return cls(run.system, run.params, run.encoder)
+        run.system.require_space()
         dialogues, labels = _read_support(Path(support))
         targets = {"emotion": np.concatenate([labels.emotion_ids(d) for d in dialogues])}
         examples = to_arrays(dialogues, run.encoder, run.system, targets, cached=False)

@@ -20,6 +20,7 @@ from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.batching import training_order
+from erc_jax.data.labels import UNLABELLED
 from erc_jax.errors import UserError
 from erc_jax.evaluate import (
     Predictor,
@@ -27,6 +28,7 @@ from erc_jax.evaluate import (
     metrics_file,
     result_of,
     score_run,
+    seen_in_training,
     split_scores,
 )
 from erc_jax.experiment import (
@@ -116,7 +118,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 experiment, partial(Trainer, config), config.fine_tuning.folds, seed, folder
             )
         save_encoder(experiment, params, folder, cross_fitted)
-        save_reference(params, folder, selection.best_step)
+        save_reference(params, folder)
         chosen.append({"seed": seed, **dataclasses.asdict(selection)})
         for split in SCORED_SPLITS:
             results[split].append(score_run(trainer.predictor, params, experiment, split, folder))
@@ -282,15 +284,26 @@ class Trainer:
 
     def with_reference(self, params: Params) -> Params:
         """Parameters with what the system reads off the data (``System.fit_reference``)."""
-        examples, split = self.experiment.examples, self.config.train.select_on
-        return self.experiment.system.fit_reference(
-            params, self.predictor.run, examples["train"], examples[split]
+        experiment, split = self.experiment, self.config.train.select_on
+        if not experiment.system.learns_space:
+            return params
+        selection = experiment.examples[split]
+        # On a dialogue that is in the training split, too, nearest neighbours find it itself: it
+        # says nothing about the choice.
+        seen = seen_in_training(experiment.corpus, split)[selection.dialogue_of]
+        unseen = {task: np.where(seen, UNLABELLED, of) for task, of in selection.labels.items()}
+        return experiment.system.fit_reference(
+            params,
+            self.predictor.run,
+            experiment.examples["train"],
+            dataclasses.replace(selection, labels=unseen),  # type: ignore[type-var]
         )
 
     def diverged(self, what: str) -> UserError:
         return UserError(
             f"{what}. Try a lower train.learning_rate (now {self.config.train.learning_rate:g}) "
-            "or train.clip_norm=1.0, in another --workdir. Checkpoints of earlier epochs are "
+            "or, where triplets are learned, sent_emo_context.triplet.learning_rate, or "
+            "train.clip_norm=1.0, in another --workdir. Checkpoints of earlier epochs are "
             "untouched."
         )
 

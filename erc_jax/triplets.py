@@ -73,8 +73,7 @@ def verification(
 
     verified = distance(positive) <= distance(negative)
     predicted = np.where(verified, labels[anchor], labels[negative])
-    confusion = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(confusion, (labels[anchor], predicted), 1)
+    confusion = metrics.confusion(labels[anchor], predicted, len(names))
     block = metrics.block(confusion, names, neutral)
     return {name: block[name] for name in SCORES if name in block}
 
@@ -86,11 +85,11 @@ def verification_with_chance(
     names: tuple[str, ...],
     neutral: str | None,
 ) -> dict[str, Any]:
-    """The metric, and under ``chance`` what it gives without having learned anything.
+    """The metric, and under ``chance`` what it gives without having learned emotions.
 
     Args:
       vectors: float [N, D], of the trained model.
-      untrained: float [N, E], of the same model before training.
+      untrained: float [N, E], of such a model with random weights.
       labels: int [N], negative where there is none.
       names: of the classes.
       neutral: as for ``verification``.

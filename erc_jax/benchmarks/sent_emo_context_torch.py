@@ -65,7 +65,7 @@ class Model(nn.Module):
         how = config.sent_emo_context
         shape = {"dim_feedforward": how.ffn, "dropout": config.model.dropout, "batch_first": True}
         self.context = nn.TransformerEncoderLayer(width, how.heads, **shape)
-        self.classifier = nn.TransformerEncoderLayer(width, how.classifier_heads, **shape)
+        self.classifier = nn.TransformerEncoderLayer(width, 1, **shape)
         self.head = nn.Linear(width, len(UTTERANCES_BY_EMOTION))
         self.drop = nn.Dropout(config.model.dropout)
         self.margin = how.triplet.margin

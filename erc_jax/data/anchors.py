@@ -1,7 +1,7 @@
 """Batches of drawn utterances (anchors), each with its whole dialogue as context.
 
-SentEmoContext draws its training batches with inverse label frequency, so that rare emotions meet
-as often as frequent ones. An anchor brings its dialogue, which tells what it means; loss and
+SentEmoContext draws its training batches with inverse label frequency, so that rare emotions are
+met more often than they occur. An anchor brings its dialogue, which tells what it means; loss and
 triplets are of the anchors.
 """
 

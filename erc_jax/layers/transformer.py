@@ -13,7 +13,8 @@ from erc_jax.layers.attention import Drop, sequence_attention
 class TransformerLayer(nn.Module):
     """Self-attention and feed-forward network, each added to its input and then normalised.
 
-    Equal to ``torch.nn.TransformerEncoderLayer`` (post-norm, ReLU) run on each sequence alone.
+    Equal to ``torch.nn.TransformerEncoderLayer`` (post-norm, ReLU) run on each sequence alone, but
+    that without a layout the one attention weight of each utterance is not dropped in training.
 
     Attributes:
       heads: of the attention; they divide D.

@@ -89,8 +89,12 @@ class System(abc.ABC):
     # What its batches hold of an utterance: "features" of a frozen encoder, or its "tokens".
     inputs = "features"
 
-    # Whether it predicts with what ``fit_reference`` gives.
-    has_reference = False
+    # Whether it learns a space in which distances tell emotions: it then has ``embed`` and
+    # ``with_support``, and predicts with what ``fit_reference`` gives.
+    learns_space = False
+
+    # Utterances of the longest dialogue that it reads; None is as many as there are.
+    longest: int | None = None
 
     # If given, a batch has rows of so many utterances in place of whole dialogues' (``Examples``).
     window: int | None = None
@@ -176,16 +180,8 @@ class System(abc.ABC):
         return {}
 
     def embed(self, params: Params, batch: Any) -> dict[str, jax.Array]:
-        """``vectors`` float32 [G, N, D] of utterances in a space where distances tell emotions.
-
-        Raises:
-          UserError: this system learns none.
-        """
-        del params, batch
-        raise UserError(
-            "this run learned no space in which distances tell emotions, so examples cannot "
-            "tell it new ones; runs of sent_emo_context can"
-        )
+        """``vectors`` float32 [G, N, D] of utterances in the learned space."""
+        raise NotImplementedError
 
     def with_support(
         self, params: Params, run: Run, examples: Split, labels: LabelSpace
@@ -197,12 +193,16 @@ class System(abc.ABC):
           run: runs a function of this system over a split.
           examples: with labels of the task "emotion", classes of ``labels``.
           labels: the new emotions.
-
-        Raises:
-          UserError: this system cannot do that.
         """
-        del params, run, examples, labels
-        raise UserError("this run cannot name new emotions; runs of sent_emo_context can")
+        raise NotImplementedError
+
+    def require_space(self) -> None:
+        """Raises UserError where this system learns no space in which distances tell emotions."""
+        if not self.learns_space:
+            raise UserError(
+                "this run learned no space in which distances tell emotions, so examples cannot "
+                "tell it new ones; runs of sent_emo_context can"
+            )
 
 
 def make_system(

@@ -9,8 +9,11 @@ before the triplet loss, which then trains nothing.)
 An utterance is classified in three ways: by the classifier ("head"), by the nearest class centroid,
 and by its nearest neighbours among training utterances. Training sees rare emotions more often than
 they occur, so each way weighs its result by the classes' frequency to a power; that power, and
-which way is taken, are chosen on validation. Ours, where the paper is silent: attention knows
-distances, the context starts as the identity, and the weight of frequencies.
+which way is taken, are chosen on validation.
+
+Ours: attention knows distances, the context starts as the identity, classes' frequency is weighed
+in, and the default recipe (``erc_jax.config.sent_emo_context``, where the published code's is the
+variant "sent_emo_context_paper").
 
 Two baselines are this system without context: ``context="none"`` classifies sentence embeddings
 directly, the networks "mlp" and "lstm" read the words of an utterance alone.
@@ -22,6 +25,7 @@ on.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +52,7 @@ from erc_jax.triplets import verification_with_chance
 
 WAYS = ("head", "centroid", "knn")
 WINDOW = 15  # utterances in a dialogue vector
+MOST_ANCHORS = 512  # of a batch whose triplets are all formed: a gigabyte or two
 # Powers of the classes' frequency among which validation chooses.
 PRIOR_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -64,7 +69,8 @@ class ContextEncoder(nn.Module):
       ffn: width of the feed-forward network's hidden layer.
       dropout: rate of every dropout.
       reach: of distances between utterances that attention learns to weigh ("utterances" only).
-      starts_as_identity: see ``TransformerLayer``.
+      starts_as_identity: see ``TransformerLayer`` ("utterances" only: a dialogue vector is
+        normalised as a whole, with its empty places).
     """
 
     form: str
@@ -89,18 +95,24 @@ class ContextEncoder(nn.Module):
         Returns:
           float [A, D].
         """
-        reach = self.reach if self.form == "utterances" else 0
-        layer = TransformerLayer(self.heads, self.ffn, reach, self.starts_as_identity, name="layer")
+        whole = self.form == "dialogue_vector"
+        layer = TransformerLayer(
+            self.heads,
+            self.ffn,
+            reach=0 if whole else self.reach,
+            starts_as_identity=not whole and self.starts_as_identity,
+            name="layer",
+        )
         keys = (None, None) if key is None else jax.random.split(key)
         layout: Layout = block.dialogue
-        if self.form == "dialogue_vector":
+        if whole:
             slots = gather_rows(x, layout)  # [15, W, D]
             windows = slots.swapaxes(0, 1).reshape(slots.shape[1], -1)
             first = jnp.asarray(block.ids)[layout.index[0]]
             drop = Dropout(keys[0], first, self.dropout, 2 * windows.shape[-1] + self.ffn)
-            whole = layer(windows, None, drop, drop)
+            outputs = layer(windows, None, drop, drop)
             vectors = scatter_back(
-                whole.reshape(slots.shape[1], *slots.shape[::2]).swapaxes(0, 1), layout
+                outputs.reshape(slots.shape[1], *slots.shape[::2]).swapaxes(0, 1), layout
             )
             return vectors if at is None else vectors[at]
         ids = jnp.asarray(block.ids)
@@ -113,7 +125,8 @@ class ContextEncoder(nn.Module):
 class SentEmoContext(System):
     """The system: labels, the two losses, and classification in the learned space."""
 
-    has_reference = True
+    learns_space = True
+    longest = 1024  # each head scores all pairs of a dialogue's utterances
 
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
         how = config.sent_emo_context
@@ -122,6 +135,18 @@ class SentEmoContext(System):
             raise UserError(
                 f"sent_emo_context.pretraining_epochs is {how.pretraining_epochs} of "
                 f"{config.train.epochs} train.epochs; none is left to train the context"
+            )
+        triplet = how.triplet
+        if how.network != "transformer" and triplet.learning_rate == 0:
+            raise UserError(
+                f"sent_emo_context.triplet.learning_rate is 0, but {how.network} learns from "
+                "triplets alone"
+            )
+        if triplet.strategy != "batch_hard" and config.train.batch_size > MOST_ANCHORS:
+            raise UserError(
+                f"train.batch_size is {config.train.batch_size}: triplet.strategy="
+                f"{triplet.strategy} compares all threes of a batch; at most {MOST_ANCHORS}, or "
+                "give --config.sent_emo_context.triplet.strategy=batch_hard"
             )
         self._how = how
         self._labels = labels
@@ -148,7 +173,8 @@ class SentEmoContext(System):
         self.window = WINDOW if how.context == "dialogue_vector" else None
         # The isolated networks learn from triplets alone: they have no classifier.
         self._has_head = how.network == "transformer"
-        self._classifier = TransformerLayer(how.classifier_heads, how.ffn)
+        # It sees one utterance at a time, where heads make no difference.
+        self._classifier = TransformerLayer(1, how.ffn)
         self._head = nn.Dense(len(labels.emotions))
         names = (labels.emotions, labels.neutral)
         ways = WAYS if self._has_head else WAYS[1:]
@@ -168,16 +194,14 @@ class SentEmoContext(System):
         Raises:
           UserError: the heads do not divide the width of the features.
         """
-        width = batch.features.shape[-1]
-        for field, heads, of in (
-            ("heads", self._how.heads, width * (self.window or 1)),
-            ("classifier_heads", self._how.classifier_heads, width),
-        ):
-            if self._has_head and of % heads:
-                raise UserError(
-                    f"sent_emo_context.{field} is {heads}, which does not divide the width of the "
-                    f"vectors, {of}"
-                )
+        width, heads = batch.features.shape[-1], self._how.heads
+        # A dialogue vector is alone, too.
+        in_sequences = isinstance(self._encoder, ContextEncoder) and not self.window
+        if in_sequences and width % heads:
+            raise UserError(
+                f"sent_emo_context.heads is {heads}, which does not divide the width of the "
+                f"encoder's vectors, {width}"
+            )
         block = jax.tree.map(lambda x: x[0], batch)
         keys = jax.random.split(key, 3)
 
@@ -197,7 +221,7 @@ class SentEmoContext(System):
         return init()
 
     def training_examples(self, examples: Split) -> AnchorExamples:
-        """Utterances drawn by the inverse frequency of their labels, with their dialogues."""
+        """Utterances with their dialogues, rare emotions more often than they occur."""
         return AnchorExamples(examples, "emotion", self._how.balance)  # type: ignore[arg-type]
 
     def objectives(self) -> Sequence[Objective]:
@@ -211,17 +235,13 @@ class SentEmoContext(System):
         if not self._has_head:
             return (by_triplets,)
         first = how.pretraining_epochs
-        objectives = [
-            Objective(
-                self.pretraining, modules=("classifier", HEAD + "emotion"), epochs=(0, first)
-            ),
-            Objective(self.loss, epochs=(first, None)),
-        ]
+        objectives = [Objective(self.loss, epochs=(first, None))]
+        if first:
+            trained = ("classifier", HEAD + "emotion")
+            objectives.insert(0, Objective(self.pretraining, modules=trained, epochs=(0, first)))
         if triplet.learning_rate > 0:
-            objectives.append(
-                Objective(self.triplets, by_triplets.changes, ("context",), (first, None))
-            )
-        return tuple(o for o in objectives if o.epochs != (0, 0))
+            objectives.append(dataclasses.replace(by_triplets, epochs=(first, None)))
+        return tuple(objectives)
 
     def _input(self, block: Batch, key: jax.Array | None = None) -> jax.Array:
         """Features float [N, D]; with a key, some of them are dropped."""
@@ -322,7 +342,7 @@ class SentEmoContext(System):
         return {"vectors": self._vectors(params, batch).astype(jnp.float32)}
 
     def _evidence(self, params: Params, vectors: jax.Array) -> dict[str, jax.Array]:
-        """What each way says of vectors float [G, N, D], as if all classes were as frequent.
+        """What each way says of vectors float [G, N, D], before classes' frequency is weighed in.
 
         Returns:
           Way to logits float32 [G, N, C].
@@ -388,7 +408,8 @@ class SentEmoContext(System):
             log_likelihood = np.log(outputs[way] + 1e-30)
             for power in PRIOR_POWERS:
                 score = self._score(log_likelihood + power * log_prior, selection.labels[way])
-                best[way] = max(best[way], (score, power))
+                if score > best[way][0]:
+                    best[way] = (score, power)
         params[REFERENCE] |= {
             "log_prior": {way: jnp.asarray(best[way][1] * log_prior) for way in self._ways},
             "chosen": jnp.int32(np.argmax([best[way][0] for way in self._ways])),
@@ -396,20 +417,25 @@ class SentEmoContext(System):
         return params
 
     def _score(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        known = labels >= 0
-        confusion = np.zeros((logits.shape[-1],) * 2, np.int64)
-        np.add.at(confusion, (labels[known], logits[known].argmax(-1)), 1)
+        confusion = metrics.confusion(labels, logits.argmax(-1), logits.shape[-1])
         block = metrics.block(confusion, self._labels.emotions, self._labels.neutral)
         return block[self._select_metric]
 
     def further_scores(self, params: Params, run: Run, examples: Split) -> dict[str, Any]:
         """Which way was chosen, and the paper's metric with its chance level."""
-        untrained = self.init(jax.random.key(0), examples.batch(np.array([0])))
-        return {
-            "classifier": self._ways[int(params[REFERENCE]["chosen"])],
+        scores = {"classifier": self._ways[int(params[REFERENCE]["chosen"])]}
+        if self._encoder is None:
+            return scores  # sentence embeddings are no learned space
+        untrained = self
+        if isinstance(self._encoder, ContextEncoder):
+            # One that starts as the identity would measure the sentence embeddings.
+            untrained = copy.copy(self)
+            untrained._encoder = self._encoder.clone(starts_as_identity=False)
+        random = untrained.init(jax.random.key(0), examples.batch(np.array([0])))
+        return scores | {
             "triplet_verification": verification_with_chance(
                 run(self.embed, params, examples)["vectors"],
-                run(self.embed, untrained, examples)["vectors"],
+                run(untrained.embed, random, examples)["vectors"],
                 examples.labels["emotion"],
                 self._labels.emotions,
                 self._labels.neutral,
