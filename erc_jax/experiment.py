@@ -455,27 +455,7 @@ def run_facts(
     corpus = experiment.corpus
     return {
         "system": config.system,
-        "corpus": {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "synthetic": corpus.synthetic,
-            "neutral": corpus.labels.neutral,
-            "splits": {
-                split: {
-                    "dialogues": len(dialogues),
-                    "utterances": sum(len(d.utterances) for d in dialogues),
-                    "emotions": dict(
-                        zip(
-                            corpus.labels.emotions,
-                            corpus.labels.counted(dialogues).counts or (),
-                            strict=True,
-                        )
-                    ),
-                }
-                for split, dialogues in corpus.splits.items()
-            },
-            "first_shift": config.data.first_shift,
-        },
+        "corpus": {**corpus_facts(corpus), "first_shift": config.data.first_shift},
         "encoder": {
             "name": experiment.encoder.name,
             "sha256": experiment.encoder.sha256,
@@ -489,6 +469,30 @@ def run_facts(
         | {name: package_version(name) for name in ("erc-jax", "jax", "jaxlib", "flax", "optax")},
         "commit": commit_of_code(),
         "devices": [f"{jax.device_count()} x {jax.devices()[0].device_kind}", platform.machine()],
+    }
+
+
+def corpus_facts(corpus: Corpus) -> dict[str, Any]:
+    """What metrics.json says of a corpus: name, SHA-256, and dialogues and labels of each split."""
+    return {
+        "name": corpus.name,
+        "sha256": corpus.sha256,
+        "synthetic": corpus.synthetic,
+        "neutral": corpus.labels.neutral,
+        "splits": {
+            split: {
+                "dialogues": len(dialogues),
+                "utterances": sum(len(d.utterances) for d in dialogues),
+                "emotions": dict(
+                    zip(
+                        corpus.labels.emotions,
+                        corpus.labels.counted(dialogues).counts or (),
+                        strict=True,
+                    )
+                ),
+            }
+            for split, dialogues in corpus.splits.items()
+        },
     }
 
 

@@ -50,7 +50,7 @@ def run_figures(workdir: Path) -> list[Path]:
         )
     content = parse_json(decode(read_bytes(path), str(path)), str(path))
     with _damaged(path):
-        corpus, seeds = content["run"]["corpus"], content["run"]["seeds"]
+        corpus, seeds = content["run"]["corpus"], content["run"].get("seeds", [])
         scored = {split: content[split] for split in content if split not in ("run", "seeds")}
         names = list(next(iter(scored.values()))["per_class"])
         if "neutral" not in corpus or any("emotions" not in s for s in corpus["splits"].values()):

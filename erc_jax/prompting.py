@@ -40,7 +40,7 @@ from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, parse_json, read_bytes, save_dialogues, write_whole
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
-from erc_jax.experiment import commit_of_code, package_version
+from erc_jax.experiment import commit_of_code, corpus_facts, package_version
 from erc_jax.progress import duration, say
 from erc_jax.show import show_scores
 
@@ -170,9 +170,16 @@ class Item:
 
 
 def make_items(
-    dialogues: Sequence[Dialogue], names: EmotionNames, model: str, utterances: str
+    dialogues: Sequence[Dialogue],
+    names: EmotionNames,
+    model: str,
+    utterances: str,
+    max_tokens: int = MAX_TOKENS,
 ) -> list[Item]:
-    """What is asked about some dialogues: of "last" or "all" utterances those with an emotion."""
+    """What is asked about some dialogues: of "last" or "all" utterances those with an emotion.
+
+    ``max_tokens`` 0 leaves the limit of an answer to the server.
+    """
     items = []
     for row, dialogue in enumerate(dialogues):
         everything = range(len(dialogue.utterances))
@@ -184,7 +191,7 @@ def make_items(
                 "model": model,
                 "messages": [{"role": "user", "content": prompt}],
                 "temperature": 0,
-                "max_tokens": MAX_TOKENS,
+                **({"max_tokens": max_tokens} if max_tokens else {}),
             }
             key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
             items.append(Item(row, position, request, key))
@@ -305,6 +312,7 @@ def evaluate_chat_model(
     model: str,
     split: str = "test",
     utterances: str = "last",
+    max_tokens: int = MAX_TOKENS,
     requests_per_minute: float = 60.0,
     concurrency: int = 4,
     timeout: float = 60.0,
@@ -320,6 +328,7 @@ def evaluate_chat_model(
       model: the server's name of the model.
       split: "train", "validation" or "test".
       utterances: "last" of each dialogue, as in the paper, or "all".
+      max_tokens: of an answer; 0 leaves it to the server, as models that think first need it.
       requests_per_minute: see ChatClient.
       concurrency: requests under way at a time.
       timeout: see ChatClient.
@@ -338,7 +347,12 @@ def evaluate_chat_model(
         back_off=back_off,
         key=os.environ.get("OPENAI_API_KEY"),
     )
-    settings = {"model": model, "endpoint": client.address, "utterances": utterances}
+    settings = {
+        "model": model,
+        "endpoint": client.address,
+        "utterances": utterances,
+        "max_tokens": max_tokens,
+    }
     stored = {"system": "prompting", "data": config.data.to_dict(), "prompting": settings}
     check_same_run(ConfigDict(base_config().to_dict() | stored), workdir, free=FREE_FIELDS)
     corpus = load_corpus(
@@ -349,7 +363,7 @@ def evaluate_chat_model(
     )
     dialogues = corpus.splits[split]
     names = EmotionNames(corpus.labels)
-    items = make_items(dialogues, names, model, utterances)
+    items = make_items(dialogues, names, model, utterances, max_tokens)
     if not items:
         raise UserError(f"{corpus.name}: no {utterances} utterance of {split} has an emotion")
     say(f"{corpus.name}: {len(items):,} utterances of {len(dialogues):,} dialogues of {split}")
@@ -409,20 +423,8 @@ def _facts(corpus: Corpus, settings: Mapping[str, Any], models: Sequence[str]) -
         "answered_by": list(models),  # the server's own names: an alias may change its model
         "prompt": "SentEmoContext, Figure 2 (a)",
         "temperature": 0,
-        "max_tokens": MAX_TOKENS,
         "unparsable": "answers that name no emotion are misses: they lower recall, no precision",
-        "corpus": {
-            "name": corpus.name,
-            "sha256": corpus.sha256,
-            "synthetic": corpus.synthetic,
-            "splits": {
-                split: {
-                    "dialogues": len(dialogues),
-                    "utterances": sum(len(d.utterances) for d in dialogues),
-                }
-                for split, dialogues in corpus.splits.items()
-            },
-        },
+        "corpus": corpus_facts(corpus),
         "versions": {"erc-jax": package_version("erc-jax")},
         "commit": commit_of_code(),
     }
@@ -446,6 +448,9 @@ for _name in ("config", "workdir", "split"):  # those of the main command
 flags.DEFINE_string("endpoint", None, "Address of the server, up to and with /v1.")
 flags.DEFINE_string("model", None, "The server's name of the model.")
 flags.DEFINE_enum("utterances", "last", ["last", "all"], "Of each dialogue; the paper's is last.")
+flags.DEFINE_integer(
+    "max_tokens", MAX_TOKENS, "Of an answer; 0 leaves it to the server.", lower_bound=0
+)
 flags.DEFINE_float("requests_per_minute", 60.0, "At most.", lower_bound=0.01)
 flags.DEFINE_integer("concurrency", 4, "Requests under way at a time.", lower_bound=1)
 flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a silent server.", lower_bound=0.01)
@@ -463,6 +468,7 @@ def main(argv: Sequence[str]) -> None:
             model=FLAGS.model,
             split=FLAGS.split,
             utterances=FLAGS.utterances,
+            max_tokens=FLAGS.max_tokens,
             requests_per_minute=FLAGS.requests_per_minute,
             concurrency=FLAGS.concurrency,
             timeout=FLAGS.timeout,
@@ -488,7 +494,7 @@ def _check_flags(argv: Sequence[str]) -> None:
                 "configs/dailydialog.py --workdir runs/llm --endpoint http://localhost:8000/v1 "
                 "--model NAME"
             )
-    for name in ("mode", "input", "output", "encoder"):
+    for name in ("mode", "input", "output", "encoder", "support", "ways", "shots"):
         if FLAGS[name].present:
             raise UserError(f"--{name} is for python -m erc_jax.main; leave it out")
 

@@ -91,6 +91,8 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     console.print(table)
 
     block = content[splits[-1]]
+    if "classifier" in block:
+        console.print(f"The emotion is that of {block['classifier']}, as chosen on validation.")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in (f"{splits[-1]}: emotion", "precision", "recall", "F1", "support"):
         table.add_column(Text(name), no_wrap=True)
