@@ -100,9 +100,9 @@ def test_a_damaged_file_of_them_is_told(experiment, tmp_path):
 def test_one_fold_or_another_system_is_refused(place):
     with pytest.raises(UserError, match=r"fine_tuning\.folds is 1; expected 0 .* or at least 2"):
         check_values(tiny_config(place, fine_tuning__folds=1))
-    with pytest.raises(UserError, match=r"folds is for runs that fine-tune an encoder"):
+    with pytest.raises(UserError, match=r"folds is for runs of fine_tuning"):
         prepare(tiny_config(place, fine_tuning__folds=2))
-    with pytest.raises(UserError, match=r"pooling is for runs that fine-tune an encoder"):
+    with pytest.raises(UserError, match=r"pooling is for runs of fine_tuning"):
         prepare(tiny_config(place, fine_tuning__pooling="cls"))
     fields = {"system": "fine_tuning", "fine_tuning__folds": 2, "init_from": "runs/x"}
     with pytest.raises(UserError, match=r"folds with init_from: the other run may have seen"):
