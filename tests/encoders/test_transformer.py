@@ -110,6 +110,7 @@ def test_several_sentences_in_a_row_are_pytorchs_one_by_one(tmp_path, family):
     assert np.abs(ours - theirs[mask.astype(bool)]).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("kind", [Bert, Roberta, MPNet])
 def test_scanned_layers_compute_what_separate_ones_do(kind, remat):
