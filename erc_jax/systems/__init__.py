@@ -179,9 +179,16 @@ class System(abc.ABC):
         del params, run, examples
         return {}
 
+    # What systems that learn a space have, and others refuse.
+
     def embed(self, params: Params, batch: Any) -> dict[str, jax.Array]:
-        """``vectors`` float32 [G, N, D] of utterances in the learned space."""
-        raise NotImplementedError
+        """``vectors`` float32 [G, N, D] of utterances in the learned space.
+
+        Raises:
+          UserError: this system learns none.
+        """
+        del params, batch
+        raise self._no_space()
 
     def with_support(
         self, params: Params, run: Run, examples: Split, labels: LabelSpace
@@ -193,16 +200,23 @@ class System(abc.ABC):
           run: runs a function of this system over a split.
           examples: with labels of the task "emotion", classes of ``labels``.
           labels: the new emotions.
+
+        Raises:
+          UserError: this system learns no space.
         """
-        raise NotImplementedError
+        del params, run, examples, labels
+        raise self._no_space()
 
     def require_space(self) -> None:
-        """Raises UserError where this system learns no space in which distances tell emotions."""
+        """Raises UserError where this system learns no space, before any work is done for it."""
         if not self.learns_space:
-            raise UserError(
-                "this run learned no space in which distances tell emotions, so examples cannot "
-                "tell it new ones; runs of sent_emo_context can"
-            )
+            raise self._no_space()
+
+    def _no_space(self) -> UserError:
+        return UserError(
+            "this run learned no space in which distances tell emotions, so examples cannot tell "
+            "it new ones; runs of sent_emo_context can"
+        )
 
 
 def make_system(
