@@ -5,6 +5,7 @@ JAX reads the environment when it is imported, so it is set here, before any tes
 
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -82,3 +83,40 @@ def random_dialogues(labels):
         ]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The folder of a module's tiny corpus and encoder."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy, to be changed, of a module's ``run``: config, workdir and what ``train`` returned."""
+    config, workdir, content = run
+    shutil.copytree(workdir, tmp_path / "run")
+    return config, tmp_path / "run", content
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs a command line in this process; returns its exit message, or None if it went well."""
+    from absl import flags
+
+    from erc_jax import main as command_line
+
+    def run(*arguments, main=command_line.main):
+        argv = ["erc-jax", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)  # config_flags looks there
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # of the command before
+        flags.FLAGS.unparse_flags()
+        try:
+            main(command_line.parse_flags(argv))
+        except SystemExit as error:
+            return str(error.code)  # a text: Python prints it, and exits with 1
+        return None
+
+    monkeypatch.setattr(command_line, "_keep_compiled_programs", lambda: None)
+    return run

@@ -13,11 +13,6 @@ from erc_jax.experiment import ENCODER, prepare, save_encoder
 from tests.tiny import tiny_config
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("cross_fitting")
-
-
 @pytest.fixture
 def experiment(place, tmp_path, monkeypatch):
     monkeypatch.setenv("ERC_JAX_CACHE", str(tmp_path / "cache"))

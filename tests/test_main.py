@@ -2,30 +2,8 @@ import subprocess
 import sys
 
 import pytest
-from absl import flags
 
-from erc_jax import main as main_module
 from erc_jax.config import base_config, save_config
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs a command line in this process; returns its exit message, or None if it went well."""
-
-    def run(*arguments: str) -> str | None:
-        argv = ["erc-jax", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)  # config_flags looks there
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)  # of the command before
-        flags.FLAGS.unparse_flags()
-        try:
-            main_module.main(main_module.parse_flags(argv))
-        except SystemExit as error:
-            return str(error.code)  # a text: Python prints it, and exits with 1
-        return None
-
-    monkeypatch.setattr(main_module, "_keep_compiled_programs", lambda: None)
-    return run
 
 
 @pytest.fixture

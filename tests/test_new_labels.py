@@ -1,13 +1,10 @@
 """Labels that a run was not trained on: from a support file, and measured in episodes."""
 
 import json
-import sys
 
 import pytest
-from absl import flags
 
 from erc_jax import Recognizer, UserError
-from erc_jax import main as main_module
 from erc_jax.figures import run_figures
 from erc_jax.train import train
 from tests.tiny import EMOTION_ONLY, tiny_config
@@ -32,33 +29,17 @@ SUPPORT = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
-
-
-@pytest.fixture(scope="module")
 def workdir(place):
     train(tiny_config(place, **SMALL), place / "run")
     return place / "run"
 
 
 @pytest.fixture
-def command(workdir, monkeypatch, capsys):
-    """Runs the command line; returns its exit message (or None), and what it printed."""
+def ask(workdir, command, capsys):
+    """Runs a mode on the run; returns its exit message (or None), and what it printed."""
 
     def run(*arguments):
-        argv = ["erc-jax", "--workdir", str(workdir), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        flags.FLAGS.unparse_flags()
-        monkeypatch.setattr(main_module, "_keep_compiled_programs", lambda: None)
-        try:
-            main_module.main(main_module.parse_flags(argv))
-        except SystemExit as error:
-            return str(error.code), capsys.readouterr().out
-        finally:
-            for name in ("support", "input", "output", "mode"):
-                flags.FLAGS[name].unparse()
-        return None, capsys.readouterr().out
+        return command("--workdir", workdir, *arguments), capsys.readouterr().out
 
     return run
 
@@ -73,14 +54,14 @@ def write(path, *dialogues):
     return path
 
 
-def test_a_handful_of_examples_gives_new_emotions(command, tmp_path):
+def test_a_handful_of_examples_gives_new_emotions(ask, tmp_path):
     support = write(tmp_path / "few.jsonl", SUPPORT)
     talk = write(
         tmp_path / "talk.jsonl",
         [{"speaker": "Cy", "text": "we won x"}, {"speaker": "Di", "text": "oh my x"}],
     )
     target = tmp_path / "out.jsonl"
-    error, printed = command(
+    error, printed = ask(
         "--mode", "predict", "--support", support, "--input", talk, "--output", target
     )
     assert error is None
@@ -132,8 +113,8 @@ def test_other_systems_say_that_they_cannot(place, tmp_path):
         Recognizer.from_pretrained(tmp_path / "run", support=support)
 
 
-def test_episodes_on_a_labelled_file(command, place, workdir):
-    error, printed = command(
+def test_episodes_on_a_labelled_file(ask, place, workdir):
+    error, printed = ask(
         "--mode", "few_shot", "--input", place / "corpus" / "test.jsonl", "--ways", 3, "--shots", 1
     )
     assert error is None
@@ -142,7 +123,7 @@ def test_episodes_on_a_labelled_file(command, place, workdir):
     scores = json.loads((workdir / "few_shot_test_3_way_1_shot.json").read_text())
     assert scores["chance"] == pytest.approx(1 / 3)
     assert scores["accuracy"] > 0.6  # each emotion has words of its own
-    error, _ = command(
+    error, _ = ask(
         "--mode", "few_shot", "--input", place / "corpus" / "test.jsonl", "--ways", 4, "--shots", 1
     )
     assert error is not None

@@ -3,15 +3,12 @@
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import pytest
-from absl import flags
 
 from erc_jax import Recognizer, UserError
-from erc_jax import main as main_module
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import save_config
 from erc_jax.data.labels import SENTIMENTS, SHIFTS
@@ -50,11 +47,6 @@ def untrained(folder: Path, workdir: Path, **fields) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("tiny")
-
-
-@pytest.fixture(scope="module")
 def workdir(place):
     return untrained(place, place / "run")
 
@@ -65,19 +57,12 @@ def recognizer(workdir):
 
 
 @pytest.fixture
-def predict(workdir, tmp_path, monkeypatch, capsys):
+def predict(workdir, command, capsys):
     """Runs ``--mode predict``; returns its exit message (or None), and what it printed."""
 
     def run(*arguments, workdir=workdir):
-        argv = ["erc-jax", "--workdir", str(workdir), "--mode", "predict", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        flags.FLAGS.unparse_flags()
-        monkeypatch.setattr(main_module, "_keep_compiled_programs", lambda: None)
-        try:
-            main_module.main(main_module.parse_flags(argv))
-        except SystemExit as error:
-            return str(error.code), capsys.readouterr().out
-        return None, capsys.readouterr().out
+        error = command("--workdir", workdir, "--mode", "predict", *arguments)
+        return error, capsys.readouterr().out
 
     return run
 

@@ -1,7 +1,7 @@
 """Prompting, against a small server in a thread of its own."""
 
+import functools
 import json
-import sys
 import threading
 import time
 from collections import Counter
@@ -10,11 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from absl import flags
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
 
 from erc_jax import chat, metrics, prompting
-from erc_jax import main as command_line
 from erc_jax.config import base_config, save_config
 from erc_jax.data.corpora.dailydialog import DailyDialog
 from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
@@ -555,25 +553,12 @@ def test_what_is_no_key(evaluate, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch):
-    """Runs a command line in this process; returns its exit message, or None if it went well."""
-
-    def run(*arguments):
-        argv = ["prompting", *arguments]
-        monkeypatch.setattr(sys, "argv", argv)  # config_flags looks there
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)  # of the command before
-        flags.FLAGS.unparse_flags()
-        try:
-            prompting.main(command_line.parse_flags(argv))
-        except SystemExit as error:
-            return str(error.code)
-        return None
-
-    return run
+def prompt(command):
+    """Runs ``python -m erc_jax.prompting``."""
+    return functools.partial(command, main=prompting.main)
 
 
-def test_the_command(server, command, config, tmp_path, capsys):
+def test_the_command(server, prompt, config, tmp_path, capsys):
     server.reply = lambda request: completion("sad")
     arguments = [
         "--config=quickstart", "--config.data.name=own", "--config.data.neutral=calm",
@@ -581,7 +566,7 @@ def test_the_command(server, command, config, tmp_path, capsys):
         f"--endpoint={server.url}", "--model=tiny", "--split=validation", "--utterances=all",
         "--requests_per_minute=60000", "--concurrency=2", "--timeout=5",
     ]  # fmt: skip
-    assert command(*arguments) is None
+    assert prompt(*arguments) is None
     shown = capsys.readouterr().out
     assert "own: 10 utterances of 5 dialogues of validation" in shown
     assert "answers 10/10, " in shown
@@ -590,7 +575,7 @@ def test_the_command(server, command, config, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"predictions_validation.jsonl"}
 
     server.http.server_close()  # finished: nobody is asked
-    assert command(*arguments) is None
+    assert prompt(*arguments) is None
 
 
 @pytest.mark.parametrize(
@@ -609,5 +594,5 @@ def test_the_command(server, command, config, tmp_path, capsys):
         ("--config quickstart --utterances some", "flag --utterances=some"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(command, arguments, message):
-    assert command(*arguments.split()).startswith(f"Error: {message}")
+def test_a_mistake_is_told_in_one_line(prompt, arguments, message):
+    assert prompt(*arguments.split()).startswith(f"Error: {message}")

@@ -21,22 +21,12 @@ from erc_jax.evaluate import evaluate_split
 from erc_jax.experiment import load_run
 from erc_jax.predict import Recognizer
 from erc_jax.train import train
-from tests.tiny import EMOTION_ONLY, tiny_config, write_corpus
+from tests.tiny import EMOTION_ONLY, SCORES, tiny_config, write_corpus
 
 SPLITS = ("validation", "test")
-SCORES = {
-    *("accuracy", "weighted_f1", "macro_f1", "micro_f1", "micro_f1_no_neutral"),
-    *("macro_f1_no_neutral", "mcc", "per_class", "confusion"),
-}
 
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The folder of the corpus and the encoder."""
-    return tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +34,6 @@ def run(place):
     """A finished run of one task, its config and what ``train`` returned. Not to be changed."""
     config = tiny_config(place, **EMOTION_ONLY)
     return config, place / "run", train(config, place / "run")
-
-
-@pytest.fixture
-def copied(run, tmp_path):
-    """A copy of that run, to be changed."""
-    config, workdir, content = run
-    shutil.copytree(workdir, tmp_path / "run")
-    return config, tmp_path / "run", content
 
 
 def read(workdir: Path) -> dict:

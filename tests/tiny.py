@@ -166,3 +166,15 @@ def _telling_tensors() -> dict[str, np.ndarray]:
 
 # Emotion alone compiles in a fraction of the time.
 EMOTION_ONLY = {"tasks__sentiment": False, "tasks__shift": False}
+
+
+# Of a task, in metrics.json, where there is a neutral emotion.
+SCORES = {
+    *("accuracy", "weighted_f1", "macro_f1", "micro_f1", "micro_f1_no_neutral"),
+    *("macro_f1_no_neutral", "mcc", "per_class", "confusion"),
+}
+
+# In words of the tiny corpus: what is happy, then what is sad.
+QUESTION = {
+    "utterances": [{"speaker": "A", "text": "we won x"}, {"speaker": "B", "text": "oh my y"}]
+}

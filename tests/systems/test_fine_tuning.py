@@ -22,7 +22,7 @@ from erc_jax.experiment import load_encoder, load_run
 from erc_jax.predict import Recognizer
 from erc_jax.systems import make_system
 from erc_jax.train import first_state, make_optimizers, make_train_step, train
-from tests.tiny import EMOTION_ONLY, WORDS, tiny_config, write_encoder
+from tests.tiny import EMOTION_ONLY, QUESTION, SCORES, WORDS, tiny_config, write_encoder
 
 LENGTHS = [4, 1, 3, 2, 5, 1]
 HEAD = "head_emotion"
@@ -541,19 +541,6 @@ FIELDS = {
     "fine_tuning__context": "dialogue",
     "model__dropout": 0.1,
 }
-SCORES = {
-    *("accuracy", "weighted_f1", "macro_f1", "micro_f1", "micro_f1_no_neutral"),
-    *("macro_f1_no_neutral", "mcc", "per_class", "confusion"),
-}
-QUESTION = {
-    "utterances": [{"speaker": "A", "text": "we won x"}, {"speaker": "B", "text": "oh my y"}]
-}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The folder of the corpus and the encoder."""
-    return tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture(scope="module")

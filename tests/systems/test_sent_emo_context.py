@@ -30,7 +30,7 @@ from erc_jax.systems.sent_emo_context import PRIOR_POWERS, WAYS, WINDOW
 from erc_jax.train import Trainer, first_state, make_optimizers, make_train_step, train
 from erc_jax.triplets import SCORES as VERIFIED
 from erc_jax.triplets import verification_with_chance
-from tests.tiny import WORDS, tiny_config
+from tests.tiny import QUESTION, SCORES, WORDS, tiny_config
 
 D = 16
 LENGTHS = [5, 1, 17, 3, 1, 7, 2, 31]
@@ -744,19 +744,6 @@ FIELDS = SMALL | {
     "train__select_metric": "mcc",
     "sent_emo_context__triplet__learning_rate": 0.001,
 }
-SCORES = {
-    *("accuracy", "weighted_f1", "macro_f1", "micro_f1", "micro_f1_no_neutral"),
-    *("macro_f1_no_neutral", "mcc", "per_class", "confusion"),
-}
-QUESTION = {
-    "utterances": [{"speaker": "A", "text": "we won x"}, {"speaker": "B", "text": "oh my y"}]
-}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """The folder of the corpus and the encoder."""
-    return tmp_path_factory.mktemp("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -764,14 +751,6 @@ def run(place):
     """A finished run, its config and what ``train`` returned. Not to be changed."""
     config = tiny_config(place, **FIELDS)
     return config, place / "run", train(config, place / "run")
-
-
-@pytest.fixture
-def copied(run, tmp_path):
-    """A copy of that run, to be changed."""
-    config, workdir, content = run
-    shutil.copytree(workdir, tmp_path / "run")
-    return config, tmp_path / "run", content
 
 
 def read(workdir):
