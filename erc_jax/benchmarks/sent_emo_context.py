@@ -6,10 +6,18 @@ anchors' class-weighted cross-entropy, then forward, backward and AdamW of their
 float32 with dropout. Features are random; lengths and emotions are those of DailyDialog's training
 split, paired at random: a batch then has 8% more utterances than one of the corpus itself.
 
-GFLOP are those of ours, without what rounding up of shapes adds: queries, keys and values of all
-utterances, but the rest of the context layer for the anchors alone. PyTorch's layer gives all
-utterances of dialogues that are padded to the longest; with what that adds it is judged whether it
-keeps the machine busy.
+Of the context layer, queries, keys and values are needed of all utterances, the rest of the anchors
+alone. Ours computes no more; it is paired with two peers in turn, which pad dialogues to the
+longest:
+
+"train": PyTorch's layer, as its users write it. It gives the outputs of all utterances, so its
+ratio is for the most part work that we avoid.
+
+"train_anchors": the layer taken apart, so that its rest runs for the anchors alone here, too. Its
+ratio is of speed, and of padding.
+
+GFLOP are those of ours, without what rounding up of shapes adds; with what the first peer adds it
+is judged whether it keeps the machine busy.
 
 Ours alone also gives the time of an epoch: its steps as training runs them, batches made on the
 way, and its end, where the training split is encoded and the validation split is classified.
@@ -31,6 +39,7 @@ from erc_jax.data.anchors import AnchorExamples
 from erc_jax.data.batching import make_examples, training_order
 from erc_jax.data.dialogue import Dialogue, Utterance
 
+CASES = ("train", "train_anchors")
 OURS = "erc_jax.benchmarks.sent_emo_context_jax"
 PEER = "erc_jax.benchmarks.sent_emo_context_torch"
 
@@ -125,7 +134,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     options = {"width": args.width, "n_batches": args.batches}
     with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
         peak = sides.peak(args.pairs)
-        times = sides.measure("train", args.pairs, warm_up=args.batches)
+        times = {case: sides.measure(case, args.pairs, warm_up=args.batches) for case in CASES}
         loop, validation = (_seconds(sides.ours, case) for case in ("loop", "validation"))
     config = recipe()
     examples = sample(config, width=2)
@@ -133,8 +142,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     record = harness.report(
         f"SentEmoContext, d = {args.width}: batches of {config.train.batch_size} anchors",
         "anchors",
-        {"train": times},
-        {"train": _work(config, args.width, examples, drawn, args.pairs)},
+        times,
+        {
+            case: _work(config, args.width, examples, drawn, args.pairs, case == "train_anchors")
+            for case in CASES
+        },
         peak,
         args.threads,
     )
@@ -162,13 +174,15 @@ def _work(
     examples: AnchorExamples,
     drawn: Sequence[np.ndarray],
     pairs: int,
+    anchors_alone: bool,
 ) -> harness.Work:
     needed, padded = [], []
     for items in drawn:
         lengths, n_anchors = dialogue_lengths(examples, items), len(np.unique(items))
         needed.append(flops(config, width, lengths, n_anchors, n_anchors))
         longest = np.full_like(lengths, lengths.max())
-        padded.append(flops(config, width, longest, n_anchors, int(longest.sum())))
+        n_outputs = n_anchors if anchors_alone else int(longest.sum())
+        padded.append(flops(config, width, longest, n_anchors, n_outputs))
     taken = [step % len(drawn) for step in range(pairs)]
     return harness.Work(
         [len(drawn[i]) for i in taken], [needed[i] for i in taken], [padded[i] for i in taken]

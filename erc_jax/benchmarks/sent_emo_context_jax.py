@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.sent_emo_context import (
+    CASES,
     UTTERANCES_BY_EMOTION,
     VALIDATION_DIALOGUES,
     batches,
@@ -77,7 +78,13 @@ def cases(width: int, n_batches: int) -> harness.Cases:
         )
         predictor(params, validation_split)
 
-    return {**harness.jax_product(), "train": train, "loop": loop, "validation": validation}
+    return {
+        **harness.jax_product(),
+        # One step of ours, whichever peer it is paired with.
+        **dict.fromkeys(CASES, train),
+        "loop": loop,
+        "validation": validation,
+    }
 
 
 def beginning(examples: Examples, n_dialogues: int, system: SentEmoContext) -> Examples:

@@ -1,15 +1,17 @@
-"""SentEmoContext's training step in PyTorch, as its users write it: the peer.
+"""SentEmoContext's training step in PyTorch, twice: the peers.
 
-Each dialogue of a batch is a row, padded to the longest, of ``nn.TransformerEncoderLayer``; the
-anchors are gathered from its output. Batches are padded outside of the step, optimizers are the
-fused ones, and the triplet loss is of the pairs of an anchor and a positive with all others, a
-seventh of all triples.
+``Model`` is as its users write it: each dialogue of a batch is a row, padded to the longest, of
+``nn.TransformerEncoderLayer``, and the anchors are gathered from its output. ``AnchorModel``, as we
+do, goes on from attention with the anchors alone. All else is the same: batches are padded outside
+of the step, optimizers are the fused ones, and the triplet loss is of the pairs of an anchor and a
+positive with all others, a seventh of all triples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -92,11 +94,36 @@ class Model(nn.Module):
         return (losses * negative).sum() / negative.sum()
 
 
+class AnchorModel(Model):
+    """The same with the same weights; only the anchors go on from the context layer's attention."""
+
+    def vectors(self, batch: Batch) -> Tensor:
+        layer, attention = self.context, self.context.self_attn
+        features = self.drop(batch.features)
+        projected = functional.linear(features, attention.in_proj_weight, attention.in_proj_bias)
+        # Each [B, heads, T, D / heads].
+        query, key, value = projected.unflatten(-1, (3, attention.num_heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )
+        attended = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=~batch.padding[:, None, None],
+            dropout_p=attention.dropout if self.training else 0.0,
+        )
+        of_anchors = attended.transpose(1, 2).flatten(2).flatten(0, 1)[batch.anchors]
+        residual = features.flatten(0, 1)[batch.anchors]
+        x = layer.norm1(residual + layer.dropout1(attention.out_proj(of_anchors)))
+        hidden = layer.dropout(functional.relu(layer.linear1(x)))
+        return layer.norm2(x + layer.dropout2(layer.linear2(hidden)))
+
+
 class Training:
     """A model, and the recipe's optimizer for each of its losses."""
 
-    def __init__(self, config: ConfigDict, width: int):
-        self.model = Model(config, width).train()
+    def __init__(self, config: ConfigDict, model: Model):
+        self.model = model.train()
         triplet = config.sent_emo_context.triplet
         self._sgd = torch.optim.SGD(
             self.model.parameters(), lr=config.train.learning_rate, momentum=0.9, fused=True
@@ -130,9 +157,13 @@ def cases(width: int, n_batches: int) -> harness.Cases:
     config = recipe()
     examples = sample(config, width)
     arrays = [arrange(examples, items) for items in batches(config, examples, n_batches)]
-    training = Training(config, width)
 
-    def train(step: int) -> None:
-        training.step(arrays[step % n_batches])
+    def case(model: Model) -> Callable[[int], object]:
+        training = Training(config, model)
+        return lambda step: training.step(arrays[step % n_batches])
 
-    return {**harness.torch_product(), "train": train}
+    return {
+        **harness.torch_product(),
+        "train": case(Model(config, width)),
+        "train_anchors": case(AnchorModel(config, width)),
+    }

@@ -110,7 +110,7 @@ def test_both_sides_learn_the_same(config):
 
     examples = sample(config, WIDTH)
     ours = sent_emo_context_jax.Training(config, examples)
-    peer = sent_emo_context_torch.Training(config, WIDTH)
+    peer = sent_emo_context_torch.Training(config, sent_emo_context_torch.Model(config, WIDTH))
     copy_weights(torch, ours.state.params, peer.model)
     losses, expected = [], []
     for items in batches(config, examples, 3):
@@ -127,6 +127,31 @@ def test_both_sides_learn_the_same(config):
 
 
 @pytest.mark.parity
+def test_both_peers_are_the_same_model():
+    torch = pytest.importorskip("torch")
+    from erc_jax.benchmarks.sent_emo_context_torch import AnchorModel, Model, arrange
+
+    config = recipe()
+    examples = sample(config, WIDTH)
+    batch = arrange(examples, batches(config, examples, 1)[0])
+    assert batch.padding.any()
+    torch.manual_seed(0)
+    layer, anchors = Model(config, WIDTH).eval(), AnchorModel(config, WIDTH).eval()
+    anchors.load_state_dict(layer.state_dict())
+    for name in ("cross_entropy", "triplet_loss"):
+        losses, gradients = [], []
+        for model in (layer, anchors):
+            model.zero_grad()
+            loss = getattr(model, name)(batch)
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+        assert gradients[0]["context.linear1.weight"].abs().max() > 1e-3
+
+
+@pytest.mark.parity
 @pytest.mark.slow
 def test_the_benchmark_runs(tmp_path, capsys):
     pytest.importorskip("torch")
@@ -134,9 +159,10 @@ def test_the_benchmark_runs(tmp_path, capsys):
     arguments = f"--width {WIDTH} --pairs 2 --batches 2 --threads 1 --json {path}"
     main(["sent_emo_context", *arguments.split()])
     record = json.loads(path.read_text())
-    case = record["cases"]["train"]
-    assert case["ratio"] > 0
-    assert record["torch_busy"] > case["torch"]["of_peak"]
+    cases = record["cases"]
+    assert list(cases) == ["train", "train_anchors"]
+    assert all(case["ratio"] > 0 for case in cases.values())
+    assert record["torch_busy"] > cases["train"]["torch"]["of_peak"]
     assert record["epoch"]["steps"] == 682
     assert record["epoch"]["training_seconds"] > 0
     assert "An epoch of ours: 682 steps" in capsys.readouterr().out
