@@ -67,21 +67,26 @@ class Batch:
     """G blocks of N packed utterances; rows that hold no utterance have ``real`` False.
 
     Attributes:
-      features: float32 [G, N, D], zero where not real.
+      features: float32 [G, N, D], zero where not real; of several modalities ``Modalities`` with
+        such arrays.
       real: bool [G, N].
       ids: int32 [G, N], the utterance's place in the whole batch, whichever its block.
       previous_global: int32 [G, N], row of the previous utterance of the dialogue, -1 on firsts.
       previous_speaker: int32 [G, N], row of the same speaker's previous utterance, -1 on firsts.
+      speaker_number: int32 [G, N], which of its dialogue's speakers is speaking, by first
+        appearance, from 0.
       dialogue: rows of whole dialogues, arrays with a leading axis G.
       speaker: rows of each speaker's own utterances, arrays with a leading axis G.
-      labels: task to int32 [G, N], UNLABELLED (-1) where there is no label.
+      labels: task to int32 [G, N], UNLABELLED (-1) where there is no label; ratings are float32
+        [G, N, 3], -1 where there is none.
     """
 
-    features: Array
+    features: Any
     real: Array
     ids: Array
     previous_global: Array
     previous_speaker: Array
+    speaker_number: Array
     dialogue: Layout
     speaker: Layout
     labels: Mapping[str, Array]
@@ -92,21 +97,23 @@ class Examples:
     """A split as arrays over its N utterances, in the order of its B dialogues.
 
     Attributes:
-      features: float32 [N, D].
+      features: float32 [N, D]; of several modalities ``Modalities`` with such arrays.
       starts: int64 [B + 1], where each dialogue begins; the last is N.
       back_global: int32 [N], how many utterances ago the previous one was; 0 on firsts.
       back_speaker: int32 [N], the same for the same speaker's previous utterance.
       speaker_sequence: int64 [N], a number for each (dialogue, speaker).
+      speaker_number: int32 [N], which of the dialogue's speakers it is, by first appearance.
       labels: task to int32 [N].
       window: if given, a batch's ``dialogue`` layout has a row for each run of up to so many
         utterances of a dialogue, and so many slots, in place of rows of whole dialogues.
     """
 
-    features: np.ndarray
+    features: Any
     starts: np.ndarray
     back_global: np.ndarray
     back_speaker: np.ndarray
     speaker_sequence: np.ndarray
+    speaker_number: np.ndarray
     labels: Mapping[str, np.ndarray]
     window: int | None = None
 
@@ -167,7 +174,9 @@ class Examples:
                 for of, place in zip(in_block, places, strict=True)
             ]
         return Batch(
-            features=stack_blocks([self.features[r] for r in rows], n_padded, 0.0),
+            features=jax.tree.map(
+                lambda array: stack_blocks([array[r] for r in rows], n_padded, 0), self.features
+            ),
             real=stack_blocks([np.ones(len(r), bool) for r in rows], n_padded, False),
             ids=stack_blocks(ids, n_padded, 0).astype(np.int32),
             previous_global=stack_blocks(
@@ -176,6 +185,7 @@ class Examples:
             previous_speaker=stack_blocks(
                 [_previous(self.back_speaker[r]) for r in rows], n_padded, -1
             ),
+            speaker_number=stack_blocks([self.speaker_number[r] for r in rows], n_padded, 0),
             dialogue=_layouts(in_block, n_padded, self.window),
             speaker=_layouts([self.speaker_sequence[r] for r in rows], n_padded),
             labels={
@@ -187,7 +197,7 @@ class Examples:
 
 def make_examples(
     dialogues: Sequence[Dialogue],
-    features: np.ndarray,
+    features: Any,
     labels: Mapping[str, np.ndarray],
     window: int | None = None,
 ) -> Examples:
@@ -195,13 +205,14 @@ def make_examples(
 
     Args:
       dialogues: B dialogues with N utterances in all.
-      features: float32 [N, D].
+      features: float32 [N, D], or ``Modalities`` with such arrays.
       labels: task to int32 [N]; may be empty where nothing is to be scored.
       window: see ``Examples``.
     """
     back_global: list[np.ndarray] = []
     back_speaker: list[np.ndarray] = []
     sequences: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
     offset = 0
     for dialogue in dialogues:
         speakers = [utterance.speaker for utterance in dialogue.utterances]
@@ -210,18 +221,22 @@ def make_examples(
             previous_utterances(speakers), (back_global, back_speaker), strict=True
         ):
             back.append(np.where(previous < 0, 0, here - previous))
-        _, of_utterance = np.unique(speakers, return_inverse=True)
-        sequences.append(offset + of_utterance)
+        # By appearance, so that names do not matter.
+        number = {speaker: i for i, speaker in enumerate(dict.fromkeys(speakers))}
+        numbers.append(np.array([number[speaker] for speaker in speakers], np.int32))
+        sequences.append(offset + numbers[-1].astype(np.int64))
         offset += len(speakers)  # more than the speakers there can be
     starts = np.cumsum([0] + [len(d.utterances) for d in dialogues])
-    if len(features) != starts[-1]:
-        raise ValueError(f"{len(features)} feature rows for {starts[-1]} utterances")
+    for array in jax.tree.leaves(features):
+        if len(array) != starts[-1]:
+            raise ValueError(f"{len(array)} feature rows for {starts[-1]} utterances")
     return Examples(
         features=features,
         starts=starts,
         back_global=np.concatenate(back_global).astype(np.int32),
         back_speaker=np.concatenate(back_speaker).astype(np.int32),
         speaker_sequence=np.concatenate(sequences),
+        speaker_number=np.concatenate(numbers),
         labels=labels,
         window=window,
     )

@@ -22,6 +22,7 @@ def sequence_attention(
     drop_weights: Drop,
     heads: int = 1,
     bias: jax.Array | None = None,
+    visible: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention in which each utterance sees its own sequence only.
 
@@ -31,6 +32,7 @@ def sequence_attention(
       drop_weights: applied to the attention weights [R, heads, T, T].
       heads: H, among which the D features are divided.
       bias: float [heads, T, T], added to the scores of queries (second axis) over keys (last).
+      visible: bool [N], the utterances that may be attended to; None is all. Who sees none gets 0.
 
     Returns:
       float [N, D].
@@ -44,12 +46,17 @@ def sequence_attention(
     q, k, v = rows(query), rows(key), rows(value)
     segment = layout.segment.T  # [R, T]
     same = (segment[:, :, None] == segment[:, None, :]) & (segment >= 0)[:, None, :]
+    if visible is not None:
+        same &= visible[layout.index].T[:, None, :]
     scores = jnp.einsum("rhqd,rhkd->rhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
     if bias is not None:
         scores = scores + bias
     # An empty slot sees nothing: the softmax is then uniform, finite, and never gathered back.
     seen = jnp.where(same[:, None], scores, jnp.finfo(scores.dtype).min)
-    weights = drop_weights(jax.nn.softmax(seen, axis=-1))
+    weights = jax.nn.softmax(seen, axis=-1)
+    if visible is not None:
+        weights = jnp.where(same[:, None], weights, 0.0)
+    weights = drop_weights(weights)
     attended = jnp.einsum("rhqk,rhkd->rhqd", weights, v).transpose(2, 0, 1, 3)
     return scatter_back(attended.reshape(*attended.shape[:2], -1), layout)
 
