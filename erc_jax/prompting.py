@@ -16,15 +16,11 @@ emotion's precision does, because none was predicted.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +28,17 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from erc_jax import chat_flags, metrics
 from erc_jax import main as command_line
-from erc_jax import metrics
-from erc_jax.chat import Answer, ChatClient, Stopped
+from erc_jax.answers import AnswerFile, Question, ask_all
+from erc_jax.chat import Answer, ChatClient
 from erc_jax.config import base_config, check_same_run, save_config
 from erc_jax.data.corpora import Corpus, load_corpus
-from erc_jax.data.dialogue import Dialogue, parse_json, read_bytes, save_dialogues, write_whole
+from erc_jax.data.dialogue import Dialogue, parse_json, save_dialogues, write_whole
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 from erc_jax.experiment import commit_of_code, corpus_facts, package_version
-from erc_jax.progress import duration, say
+from erc_jax.progress import say
 from erc_jax.show import show_scores
 
 NO_EMOTION = "no emotion"  # what prompts call the neutral emotion
@@ -159,14 +156,12 @@ class Item:
     Attributes:
       dialogue: its place in the split.
       position: of the utterance in the dialogue, from 0.
-      request: what is sent.
-      key: SHA-256 of the request, hex. Items with the same key are asked once.
+      question: what is asked.
     """
 
     dialogue: int
     position: int
-    request: Mapping[str, Any]
-    key: str
+    question: Question
 
 
 def make_items(
@@ -187,121 +182,9 @@ def make_items(
             if dialogue.utterances[position].emotion is None:
                 continue
             prompt = make_prompt(dialogue, position, names.listed)
-            request = {
-                "model": model,
-                "messages": [{"role": "user", "content": prompt}],
-                "temperature": 0,
-                **({"max_tokens": max_tokens} if max_tokens else {}),
-            }
-            key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-            items.append(Item(row, position, request, key))
+            about = {"dialogue": dialogue.id, "utterance": position + 1}
+            items.append(Item(row, position, Question.of(prompt, model, max_tokens, about)))
     return items
-
-
-class AnswerFile:
-    """answers.jsonl: a line per answer, written when it comes, so that a kill loses none.
-
-    A line is {"dialogue", "utterance" (from 1), "sha256" (of the request), "answer", "model"}. One
-    that cannot be read, such as the half line that a kill may leave, is asked again.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.answers: dict[str, Answer] = {}  # by the request's SHA-256
-        self._lock = threading.Lock()
-        content = read_bytes(path) if path.exists() else b""
-        # A half line gets its end first, so that the next one is whole.
-        self._separator = b"" if content.endswith(b"\n") or not content else b"\n"
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                self.answers[record["sha256"]] = Answer(record["answer"], record["model"])
-            except (ValueError, LookupError, TypeError):
-                say(f"Note: {path}:{number} is not a whole answer; it is asked again")
-
-    def add(self, dialogue: str, item: Item, answer: Answer) -> None:
-        """Appends an answer.
-
-        Raises:
-          UserError: the file cannot be written.
-        """
-        record = {"dialogue": dialogue, "utterance": item.position + 1, "sha256": item.key}
-        record |= {"answer": answer.text, "model": answer.model}
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        with self._lock:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("ab") as file:
-                    file.write(self._separator + line)
-            except OSError as error:
-                self._separator = b"\n"  # half of the line may have been written
-                raise UserError(f"{self.path}: cannot be written ({error.strerror}).") from error
-            self._separator = b""
-            self.answers[item.key] = answer
-
-
-def ask_all(
-    client: ChatClient,
-    items: Sequence[Item],
-    dialogues: Sequence[Dialogue],
-    file: AnswerFile,
-    concurrency: int,
-) -> None:
-    """Asks what the file does not hold yet; it then holds the answers to all items.
-
-    Args:
-      client: of the endpoint.
-      items: utterances of the dialogues.
-      dialogues: of the split.
-      file: where answers are kept.
-      concurrency: requests under way at a time.
-
-    Raises:
-      UserError: the endpoint fails; the message says how many answers are kept.
-    """
-    distinct: dict[str, Item] = {}
-    for item in items:
-        distinct.setdefault(item.key, item)
-    missing = [item for key, item in distinct.items() if key not in file.answers]
-    if len(missing) < len(distinct):
-        say(f"{len(distinct) - len(missing):,} of {len(distinct):,} answers are in {file.path}")
-
-    def ask(item: Item) -> None:
-        try:
-            file.add(dialogues[item.dialogue].id, item, client.ask(item.request))
-        except BaseException:
-            client.stop()  # before this thread takes the next item
-            raise
-
-    started = shown = time.monotonic()
-    done = 0
-    with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(ask, item) for item in missing]
-        try:
-            for future in as_completed(futures):
-                try:
-                    future.result()
-                except Stopped:
-                    continue  # what stopped it is among the futures, too
-                done += 1
-                now = time.monotonic()
-                if now - shown >= 5 or done == len(missing):
-                    shown = now
-                    rate = done / max(now - started, 1e-9)
-                    left = duration((len(missing) - done) / rate)
-                    say(f"answers {done:,}/{len(missing):,}, {60 * rate:,.0f}/min, {left} left")
-        except BaseException as error:  # Ctrl-C, too
-            client.stop()
-            pool.shutdown(cancel_futures=True)  # waits for what is under way, which is kept
-            if not isinstance(error, UserError):
-                raise
-            kept = sum(key in file.answers for key in distinct)
-            raise UserError(
-                f"{error} {kept:,} of {len(distinct):,} answers are kept in {file.path}; the same "
-                "command goes on with the others."
-            ) from error
 
 
 def evaluate_chat_model(
@@ -373,10 +256,10 @@ def evaluate_chat_model(
     save_config(ConfigDict(stored), workdir)
     file = AnswerFile(workdir / "answers.jsonl")
     try:
-        ask_all(client, items, dialogues, file, concurrency)
+        ask_all(client, [item.question for item in items], file, concurrency)
     finally:
         client.close()
-    answers = [file.answers[item.key] for item in items]
+    answers = [file.answers[item.question.key] for item in items]
     found = [names.first_in(answer.text) for answer in answers]
     block = _score_items(items, found, dialogues, corpus.labels)
     records = _predictions(items, found, answers, dialogues)
@@ -443,17 +326,11 @@ def _write_metrics(
 
 
 FLAGS = flags.FLAGS
-for _name in ("config", "workdir", "split"):  # those of the main command
+KEY_FLAGS = ("config", "workdir", "split")  # those of the main command
+for _name in KEY_FLAGS:
     flags.declare_key_flag(_name)
-flags.DEFINE_string("endpoint", None, "Address of the server, up to and with /v1.")
-flags.DEFINE_string("model", None, "The server's name of the model.")
+flags.adopt_module_key_flags(chat_flags)
 flags.DEFINE_enum("utterances", "last", ["last", "all"], "Of each dialogue; the paper's is last.")
-flags.DEFINE_integer(
-    "max_tokens", MAX_TOKENS, "Of an answer; 0 leaves it to the server.", lower_bound=0
-)
-flags.DEFINE_float("requests_per_minute", 60.0, "At most.", lower_bound=0.01)
-flags.DEFINE_integer("concurrency", 4, "Requests under way at a time.", lower_bound=1)
-flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a silent server.", lower_bound=0.01)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -468,7 +345,7 @@ def main(argv: Sequence[str]) -> None:
             model=FLAGS.model,
             split=FLAGS.split,
             utterances=FLAGS.utterances,
-            max_tokens=FLAGS.max_tokens,
+            max_tokens=MAX_TOKENS if FLAGS.max_tokens is None else FLAGS.max_tokens,
             requests_per_minute=FLAGS.requests_per_minute,
             concurrency=FLAGS.concurrency,
             timeout=FLAGS.timeout,
@@ -494,9 +371,9 @@ def _check_flags(argv: Sequence[str]) -> None:
                 "configs/dailydialog.py --workdir runs/llm --endpoint http://localhost:8000/v1 "
                 "--model NAME"
             )
-    for name in ("mode", "input", "output", "encoder", "support", "ways", "shots"):
-        if FLAGS[name].present:
-            raise UserError(f"--{name} is for python -m erc_jax.main; leave it out")
+    for flag in FLAGS.get_flags_for_module(command_line.__name__):
+        if flag.present and flag.name.split(".")[0] not in KEY_FLAGS:
+            raise UserError(f"--{flag.name} is for python -m erc_jax.main; leave it out")
 
 
 if __name__ == "__main__":

@@ -2,23 +2,23 @@
 
 import functools
 import json
-import threading
 import time
 from collections import Counter
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef, precision_score, recall_score
 
 from erc_jax import chat, metrics, prompting
+from erc_jax.answers import AnswerFile, ask_all
 from erc_jax.config import base_config, save_config
 from erc_jax.data.corpora.dailydialog import DailyDialog
 from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 from erc_jax.prompting import EmotionNames, evaluate_chat_model, make_prompt, score
+from tests.chat_server import completion, serving
 
 KEY = "sk-very-secret-123"
 SAID = {"calm": "it is raining", "happy": "we won", "sad": "he left"}
@@ -44,11 +44,6 @@ were lost ." , using only one of the following labels: happiness, sadness, anger
 fear, disgust, no emotion. Predicted label :"""
 
 
-def completion(text):
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-    return 200, {}, json.dumps({"model": "tiny-2026", "choices": [choice]})
-
-
 def asked_for(request):
     """The utterance that a prompt asks about."""
     prompt = request["messages"][0]["content"]
@@ -62,53 +57,12 @@ def correct(request):
     return completion(f"The label is **{emotion.upper()}**." if emotion != "calm" else "No emotion")
 
 
-class Server:
-    """Answers as ``reply(request)`` says: (status, headers, body), or None to break off."""
-
-    def __init__(self):
-        self.reply = correct
-        self.requests = []
-        self.headers = []
-        self.times = []
-        outer, lock = self, threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.requests.append(request)
-                    outer.headers.append((self.path, dict(self.headers)))
-                    outer.times.append(time.monotonic())
-                    answer = outer.reply(request)
-                if answer is None:
-                    self.close_connection = True
-                    return
-                status, headers, body = answer
-                self.send_response(status)
-                body = body.encode()
-                for name, value in {"Content-Length": len(body), **headers}.items():
-                    self.send_header(name, str(value))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    thread = threading.Thread(target=server.http.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.http.shutdown()
-    thread.join()
-    server.http.server_close()
+    with serving(correct) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -359,14 +313,15 @@ def test_equal_prompts_are_asked_once(server, tmp_path):
     turns = (Utterance("A", "we won", "happy"), Utterance("B", "we won", "calm"))
     labels = LabelSpace(("calm", "happy"), "calm")
     items = prompting.make_items([Dialogue("d", turns)], EmotionNames(labels), "tiny", "all")
-    assert items[0].key == items[1].key
+    questions = [item.question for item in items]
+    assert questions[0].key == questions[1].key
     client = chat.ChatClient(server.url, requests_per_minute=1e6, timeout=5.0)
-    file = prompting.AnswerFile(tmp_path / "answers.jsonl")
-    prompting.ask_all(client, items, [Dialogue("d", turns)], file, 2)
+    file = AnswerFile(tmp_path / "answers.jsonl")
+    ask_all(client, questions, file, 2)
     client.close()
     assert len(server.requests) == 1
     record = json.loads(file.path.read_text())
-    assert (record["dialogue"], record["utterance"], record["sha256"]) == ("d", 1, items[0].key)
+    assert (record["dialogue"], record["utterance"], record["sha256"]) == ("d", 1, questions[0].key)
 
 
 def test_splits_share_a_workdir_and_other_runs_do_not(server, evaluate, config, tmp_path):
