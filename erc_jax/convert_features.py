@@ -398,7 +398,8 @@ def convert(path: Path, corpus: Corpus, output: Path) -> Found:
     if left_out:
         say(
             f"{left_out:,} utterances of the pickle were left out; {found.unmatched} dialogues are "
-            f"not in the corpus, {found.ambiguous} have texts that occur more than once or hold no letters"
+            f"not in the corpus, {found.ambiguous} have texts that occur more than once or hold no "
+            "letters"
         )
     return found
 

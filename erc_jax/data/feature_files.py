@@ -97,7 +97,7 @@ def save_feature_file(path: str | Path, table: FeatureTable) -> None:
       UserError: the table is no valid one, or the file cannot be written.
     """
     path = Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     _check(table, str(path))
     manifest: dict[str, Any] = {
         "extractor": table.extractor,
@@ -134,7 +134,7 @@ def load_feature_file(path: str | Path) -> FeatureTable:
         and, where there is one, dialogue and utterance.
     """
     path = Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; see erc_jax.data.feature_files")
     arrays, text = (_read_npz if path.suffix == ".npz" else _read_safetensors)(path)
@@ -244,7 +244,8 @@ def align(
     return features, there
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Raises UserError unless a file of this name can be a feature file."""
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}; pickles are converted "
