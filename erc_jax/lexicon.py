@@ -86,15 +86,16 @@ class Lexicon:
         self.sha256 = sha256
         # Some words differ by case alone ("AIDS", "aids"); others are sought in lower case.
         self._norms = {word.lower(): ratings for word, ratings in norms.items()} | dict(norms)
+        self._found: dict[str, tuple[float, ...] | None] = {}
 
     def find(self, word: str) -> tuple[float, ...] | None:
         """A word's norms, or those of its uninflected form; None if it is unknown."""
-        before_clitic = word.split("'")[0]  # "he's", "mother's"
-        for spelled in (word, before_clitic, *_uninflected(before_clitic.lower())):
-            for form in (spelled, spelled.lower()):
-                if form in self._norms:
-                    return self._norms[form]
-        return None
+        if word not in self._found:  # words come back
+            before_clitic = word.split("'")[0]  # "he's", "mother's"
+            spellings = (word, before_clitic, *_uninflected(before_clitic.lower()))
+            forms = (form for spelling in spellings for form in (spelling, spelling.lower()))
+            self._found[word] = next((self._norms[f] for f in forms if f in self._norms), None)
+        return self._found[word]
 
     def rate(self, text: str) -> Rating:
         """The mean over an utterance's known words."""

@@ -116,16 +116,16 @@ def save_annotation(
       folder: is made if need be.
       ratings: of each split.
       descriptions: emotion to "description" and "origin".
-      facts: annotation.json, with "annotator", "scale" and "coverage".
+      facts: annotation.json, with "annotator" (and its "model"), "scale" and "coverage".
 
     Raises:
       UserError: a file cannot be written.
     """
+    annotator = ":".join(filter(None, (facts["annotator"], facts.get("model"))))
     for split, of_split in ratings.items():
         lines = [
             json.dumps(
-                {"dialogue": dialogue, "utterance": position, **vad}
-                | {"annotator": facts["annotator"]},
+                {"dialogue": dialogue, "utterance": position, **vad} | {"annotator": annotator},
                 ensure_ascii=False,
             )
             for (dialogue, position), vad in of_split.items()
