@@ -11,7 +11,14 @@ embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import SENT_EMO_CONTEXT, base_config, check_variant, fine_tune, sent_emo_context
+from erc_jax.config import (
+    SENT_EMO_CONTEXT,
+    base_config,
+    check_variant,
+    fine_tune,
+    fmerl,
+    sent_emo_context,
+)
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -21,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     ``sent_emo_context`` is another system, ``sent_emo_context_paper`` its paper's recipe, and
     ``direct``, ``direct_six``, ``isolated_mlp`` and ``isolated_lstm`` are its baselines.
     """
-    check_variant(variant, ("paper", "encoder", *SENT_EMO_CONTEXT))
+    check_variant(variant, ("paper", "encoder", "fmerl", *SENT_EMO_CONTEXT))
     config = base_config()
     config.data.name = "dailydialog"
     config.train.select_metric = "micro_f1_no_neutral"  # what the paper's table compares
@@ -34,6 +41,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.normalize_input = False
         config.train.learning_rate = 5e-5  # the rest is base_config's: batch 32, 100 epochs
         return config
+    if variant == "fmerl":
+        return fmerl(config)
     if variant == "encoder":
         return fine_tune(config)
     if variant in SENT_EMO_CONTEXT:

@@ -11,16 +11,16 @@ embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune, sent_emo_context
+from erc_jax.config import base_config, check_variant, fine_tune, fmerl, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, and
-    ``sent_emo_context`` is another system.
+    ``sent_emo_context`` and ``fmerl`` are other systems.
     """
-    check_variant(variant, ("paper", "encoder", "sent_emo_context"))
+    check_variant(variant, ("paper", "encoder", "sent_emo_context", "fmerl"))
     config = base_config()
     config.data.name = "emorynlp"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.normalize_input = False
         config.train.learning_rate = 3e-4  # the rest is base_config's: batch 32, 100 epochs
         return config
+    if variant == "fmerl":
+        return fmerl(config)
     if variant == "encoder":
         return fine_tune(config)
     if variant == "sent_emo_context":

@@ -16,16 +16,16 @@ The variant ``encoder`` fine-tunes the encoder; its workdir is then one for --co
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune, sent_emo_context
+from erc_jax.config import base_config, check_variant, fine_tune, fmerl, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, and
-    ``sent_emo_context`` is another system.
+    ``sent_emo_context`` and ``fmerl`` are other systems.
     """
-    check_variant(variant, ("paper", "encoder", "sent_emo_context"))
+    check_variant(variant, ("paper", "encoder", "sent_emo_context", "fmerl"))
     config = base_config()
     config.data.name = "meld"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
@@ -37,6 +37,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.encoder = "./roberta-large-meld"
         config.model.normalize_input = False
         config.train.learning_rate = 4e-5  # the rest is base_config's: batch 32, 100 epochs
+        return config
+    if variant == "fmerl":
+        config = fmerl(config)
+        config.fmerl.learned_gates = False  # as SDT has it on MELD
         return config
     if variant == "encoder":
         return fine_tune(config)

@@ -7,15 +7,17 @@ The corpus is synthetic: its scores say that the program works, nothing about re
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune, sent_emo_context
+from erc_jax.config import base_config, check_variant, fine_tune, fmerl, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; ``encoder`` fine-tunes, ``sent_emo_context`` is another system."""
-    check_variant(variant, ("encoder", "sent_emo_context"))
+    check_variant(variant, ("encoder", "sent_emo_context", "fmerl"))
     config = base_config()
     config.data.name = "sample"
     config.log_every = 20
+    if variant == "fmerl":
+        return fmerl(config)
     if variant == "encoder":
         config = fine_tune(config)
         config.train.epochs = 1

@@ -19,7 +19,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from erc_jax.data.dialogue import write_whole
+from erc_jax.data.dialogue import VAD, write_whole
+from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import UserError
 
 # Fields that may differ between two starts of one run: they change no result.
@@ -46,6 +47,12 @@ def base_config() -> ConfigDict:
     data.keep_unlabelled = False  # keep utterances outside the classes as context (IEMOCAP)
     data.leave_out_neutral = False  # neutral utterances are context only: no class, not scored
     data.neutral = placeholder(str)  # what *_no_neutral metrics leave out; else the corpus' own
+    # A folder of ratings of valence, arousal and dominance, and descriptions of emotions, that
+    # --mode annotate has written; else the corpus' own ratings, if it has some (fmerl).
+    data.annotation = placeholder(str)
+    # Where a modality's features come from (fmerl): a folder with a feature file for each split,
+    # or "corpus" for those that come with it. Without one, text is read by the encoder.
+    data.features = ConfigDict({"text": "", "audio": "", "visual": ""})
     # Polarity of one's own emotions, as names: ("sad", "angry"); empty takes the corpus' own.
     data.polarity = ConfigDict({"negative": (), "neutral": (), "positive": ()})
 
@@ -105,6 +112,32 @@ def base_config() -> ConfigDict:
     triplet.strategy = "all"  # which triplets: "all", "batch_hard" or "semi_hard"
     sent.neighbours = 50  # training utterances that vote on an emotion
     sent.memory = 2000  # training utterances of each emotion that are kept to vote
+
+    config.fmerl = fmerl = ConfigDict()  # of system "fmerl"
+    fmerl.modalities = ("text",)  # that are fused: "text", "audio", "visual" or some of them
+    fmerl.width = 256  # d of the fusion's vectors; the paper has 1024
+    fmerl.heads = 8  # of each attention
+    fmerl.ffn = 256  # width of the feed-forward networks; the paper has 1024
+    fmerl.speakers = 9  # embeddings of a dialogue's speakers; those after share the last
+    fmerl.learned_gates = True  # unimodal gates have weights; the paper's have none on MELD
+    fmerl.vad = vad = ConfigDict()
+    # What is regressed besides, where there are ratings; () is "w/o multitask regression".
+    vad.dimensions = ("valence", "arousal", "dominance")
+    vad.hidden_layers = 2  # of each dimension's net, d wide
+    # What of an emotion is embedded: its "phrase", or its bare "name" ("w/o fine-grained
+    # enhancement").
+    fmerl.descriptions = "phrase"
+    fmerl.centred = True  # leave out the mean of the descriptions' vectors; the paper does not
+    fmerl.description_encoder = "all-MiniLM-L6-v2"  # a published sentence encoder; it stays frozen
+    # What utterances are told apart from: the "classes" in the batch, each once; or all others
+    # "in_batch", the paper's literal form, where others of the same emotion are negatives, too.
+    fmerl.negatives = "classes"
+    fmerl.temperature = 1.0  # of the cosine similarities in L1 and in probabilities
+    fmerl.lambda_negative = 0.5  # of L2 in the triple loss; 0 is "w/o triple loss"
+    fmerl.lambda_triple = 1.0  # of the triple loss beside the ratings' mean squared errors
+
+    config.zero_shot = zero_shot = ConfigDict()  # of system "fmerl"
+    zero_shot.unseen = ""  # an emotion, or several with commas, that training must not see
 
     config.train = train = ConfigDict()
     train.epochs = 100  # at most; see patience
@@ -204,6 +237,22 @@ def sent_emo_context(config: ConfigDict, variant: str = "sent_emo_context") -> C
     return config
 
 
+def fmerl(config: ConfigDict) -> ConfigDict:
+    """Turns an experiment into one of FMERL, on text alone unless ``fmerl.modalities`` says more.
+
+    The recipe is ours, for frozen sentence embeddings.
+    """
+    config.system = "fmerl"
+    config.train.learning_rate = 3e-4
+    config.train.decay = "linear"
+    config.train.clip_norm = 1.0
+    config.train.epochs = 20
+    config.train.batch_size = 16
+    config.model.dropout = 0.3
+    config.fmerl.temperature = 0.1
+    return config
+
+
 # Numbers from the first up to, and without, the second.
 _RANGES = {
     "seed": (0, 2**31),
@@ -224,6 +273,14 @@ _RANGES = {
     "sent_emo_context.triplet.margin": (0.0, math.inf),
     "sent_emo_context.neighbours": (1, math.inf),
     "sent_emo_context.memory": (1, math.inf),
+    "fmerl.width": (2, math.inf),
+    "fmerl.heads": (1, math.inf),
+    "fmerl.ffn": (1, math.inf),
+    "fmerl.speakers": (0, math.inf),
+    "fmerl.vad.hidden_layers": (0, math.inf),
+    "fmerl.temperature": (1e-6, math.inf),
+    "fmerl.lambda_negative": (0.0, math.inf),
+    "fmerl.lambda_triple": (0.0, math.inf),
     "train.accumulate": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
@@ -241,6 +298,8 @@ _CHOICES = {
     "sent_emo_context.network": ("transformer", "mlp", "lstm"),
     "sent_emo_context.context": ("utterances", "dialogue_vector", "none"),
     "sent_emo_context.triplet.strategy": ("all", "batch_hard", "semi_hard"),
+    "fmerl.descriptions": ("phrase", "name"),
+    "fmerl.negatives": ("classes", "in_batch"),
     "train.optimizer": ("adam", "sgd"),
     "train.class_weights": ("none", "balanced"),
     "train.decay": ("none", "linear", "cosine"),
@@ -260,6 +319,14 @@ def check_values(config: ConfigDict) -> None:
         )
     if config.fine_tuning.folds == 1:
         raise UserError("fine_tuning.folds is 1; expected 0 (no cross-fitting), or at least 2")
+    for field, known in (("modalities", MODALITIES), ("vad.dimensions", VAD)):
+        named = dict(flatten(config.fmerl))[field]
+        if wrong := [name for name in named if name not in known]:
+            raise UserError(
+                f"fmerl.{field} names {wrong[0]!r}; expected some of {', '.join(known)}"
+            )
+        if len(set(named)) < len(named):
+            raise UserError(f"fmerl.{field} names one twice: {', '.join(named)}")
     for field, value in flatten(config):
         if field in _RANGES:
             low, high = _RANGES[field]

@@ -24,6 +24,7 @@ from erc_jax.data.dialogue import (
     write_whole,
 )
 from erc_jax.data.labels import UNLABELLED, LabelSpace
+from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
 from erc_jax.experiment import (
     Experiment,
@@ -271,7 +272,12 @@ def _classes(system: System) -> str:
 
 
 def evaluate_file(
-    workdir: Path, path: Path, output: Path | None, *, encoder: str | None = None
+    workdir: Path,
+    path: Path,
+    output: Path | None,
+    *,
+    encoder: str | None = None,
+    features: Tables | None = None,
 ) -> dict[str, Any]:
     """Scores a run on labelled conversations of one's own.
 
@@ -280,6 +286,7 @@ def evaluate_file(
       path: JSON lines or CSV whose labels are those of the run.
       output: file for the scores, if wanted.
       encoder: where the run's encoder is now, if it is not where it was.
+      features: modality to the utterances' features, of runs that read such.
 
     Returns:
       {the file's name: the block of scores}.
@@ -300,7 +307,8 @@ def evaluate_file(
                     f"{place}: unknown label {utterance.emotion!r}; the run knows "
                     f"{', '.join(emotions)}"
                 )
-    examples = to_arrays(dialogues, run.encoder, run.system, run.system.targets(dialogues))
+    targets = run.system.targets(dialogues)
+    examples = to_arrays(dialogues, run.encoder, run.system, targets, tables=features)
     probabilities = Predictor(run.system, make_mesh())(run.params, examples)
     result = result_of(run.system.tasks, probabilities, examples)
     content = {path.name: split_scores(run.system.tasks, [result])}

@@ -29,12 +29,16 @@ from safetensors.numpy import save
 from erc_jax import metrics
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import base_config, check_values, flatten, load_config
+from erc_jax.data.annotation import load_annotation
 from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
+from erc_jax.data.descriptions import known_descriptions
 from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
+from erc_jax.data.feature_files import load_split
 from erc_jax.data.features import save_features, stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.data.tokens import TokenExamples
+from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder, Tables
 from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
 from erc_jax.encoders.word_vectors import WordVectors
 from erc_jax.errors import UserError
@@ -45,10 +49,12 @@ from erc_jax.systems import REFERENCE, Params, System, Task, make_system
 SPLITS = ("train", "validation", "test")
 FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
 ENCODER = "encoder"
+FMERL = "fmerl"  # the system that reads modalities, and descriptions of emotions
 REFERENCE_FILE = "reference.safetensors"
 
 
-Encoder = SentenceEncoder | WordVectors  # what makes the features
+Encoder = SentenceEncoder | WordVectors | MultimodalEncoder  # what makes the features
+CORPUS_FEATURES = "corpus"  # data.features of a modality that comes with the corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Experiment:
 
     corpus: Corpus
     encoder: Encoder
+    description_encoder: SentenceEncoder | None  # what embeds descriptions of emotions, if they are
     system: System
     examples: Mapping[str, Split]  # of the splits that were asked for
 
@@ -76,25 +83,21 @@ def prepare(
     """
     check_values(config)
     _check_fields_of_systems(config)
-    corpus = load_corpus(
-        config.data.name,
-        config.data.source,
-        polarity=_polarity(config),
-        neutral=config.data.neutral,
-        keep_unlabelled=config.data.keep_unlabelled,
-    )
-    if config.data.leave_out_neutral:
-        corpus = corpus.without_neutral()
+    corpus = _corpus(config)
     sizes = ", ".join(
         f"{split} {len(dialogues):,} ({sum(len(d.utterances) for d in dialogues):,})"
         for split, dialogues in corpus.splits.items()
     )
     say(f"{corpus.name}: dialogues (utterances) {sizes}")
-    # Fine-tuning is made around its encoder; for others it is loaded when all else is known to fit.
-    encoder = None
+    # Some systems are made around an encoder; others' is loaded when all else is known to fit.
+    encoder: Encoder | None = None
+    describer: SentenceEncoder | None = None
     if config.system == FINE_TUNING:
         encoder = load_encoder(config, sha256=encoder_sha256)
-    system = make_system(config, corpus.labels.counted(corpus.splits["train"]), encoder)
+    elif config.system == FMERL:
+        describer = load_description_encoder(config)
+    labels_seen = corpus.labels.counted(corpus.splits["train"])
+    system = make_system(config, labels_seen, describer or encoder)
     for note in [*corpus.notes, *system.notes]:
         say(f"Note: {note}")
     for task, labels in system.targets(corpus.splits["train"]).items():
@@ -104,6 +107,8 @@ def prepare(
                 "the task out (config.tasks), or see config.data.sentiment for where it is read"
             )
     _check_select_metric(config, system.tasks[0])
+    if system.inputs == "modalities":
+        encoder = _multimodal_encoder(config, corpus, encoder_sha256)
     encoder = encoder or load_encoder(config, sha256=encoder_sha256)
     examples = {
         split: to_arrays(
@@ -111,25 +116,148 @@ def prepare(
             encoder,
             system,
             system.targets(corpus.splits[split]),
+            tables=_tables(config, corpus, split),
             progress=Counter(f"{split} features"),
         )
         for split in splits
     }
-    if "train" in splits and not stands_for(encoder, corpus.splits["train"]):
+    reader = encoder.text if isinstance(encoder, MultimodalEncoder) else encoder
+    if reader and "train" in splits and not stands_for(reader, corpus.splits["train"]):
         say(
-            f"Note: {encoder.name} keeps cross-fitted features, but of other training dialogues "
+            f"Note: {reader.name} keeps cross-fitted features, but of other training dialogues "
             "(another corpus, version or order), so these are encoded as all others are"
         )
-    return Experiment(corpus, encoder, system, examples)
+    return Experiment(corpus, encoder, describer, system, examples)
+
+
+def _corpus(config: ConfigDict) -> Corpus:
+    """The corpus, as the config wants it."""
+    corpus = load_corpus(
+        config.data.name,
+        config.data.source,
+        polarity=_polarity(config),
+        neutral=config.data.neutral,
+        keep_unlabelled=config.data.keep_unlabelled,
+    )
+    descriptions = known_descriptions()
+    if config.data.annotation:
+        annotation = load_annotation(Path(config.data.annotation).expanduser())
+        corpus = corpus.rated(annotation, config.data.annotation)
+        descriptions |= annotation.descriptions
+    if config.data.leave_out_neutral:
+        corpus = corpus.without_neutral()
+    if config.system != FMERL:
+        return corpus
+    if config.zero_shot.unseen:
+        corpus = corpus.holding_out(config.zero_shot.unseen.split(","))
+    labels = described(corpus.labels.emotions, descriptions, corpus.labels)
+    labels = dataclasses.replace(labels, vad_scale=corpus.vad_scale())
+    return dataclasses.replace(corpus, labels=labels, notes=[*corpus.notes, *_off_scale(corpus)])
+
+
+def _off_scale(corpus: Corpus) -> list[str]:
+    """What is to be said of ratings that are not on their scale."""
+    if (scale := corpus.vad_scale()) is None:
+        return []
+    off = [
+        f"dialogue {dialogue.id}, utterance {position}: {dimension} {rating:g}"
+        for dialogues in corpus.splits.values()
+        for dialogue in dialogues
+        for position, utterance in enumerate(dialogue.utterances, start=1)
+        for dimension, rating in (utterance.vad or {}).items()
+        if not scale[0] <= rating <= scale[1]
+    ]
+    if not off:
+        return []
+    return [
+        f"{len(off)} ratings are not between {scale[0]:g} and {scale[1]:g} and are left out "
+        f"({off[0]})"
+    ]
+
+
+def described(
+    emotions: Sequence[str], descriptions: Mapping[str, str], labels: LabelSpace
+) -> LabelSpace:
+    """Labels with descriptions, as far as there are any; says of which emotion there is none.
+
+    Args:
+      emotions: names.
+      descriptions: of any emotions.
+      labels: what else is known, if these are its emotions.
+    """
+    if bare := [emotion for emotion in emotions if emotion not in descriptions]:
+        say(
+            f"Note: no description of {', '.join(bare)}: compared by the bare name; --descriptions "
+            "FILE gives one"
+        )
+    known = {emotion: descriptions[emotion] for emotion in emotions if emotion in descriptions}
+    if tuple(emotions) == labels.emotions:
+        return dataclasses.replace(labels, descriptions=known)
+    return LabelSpace(tuple(emotions), descriptions=known, vad_scale=labels.vad_scale)
+
+
+def load_description_encoder(config: ConfigDict, sha256: str | None = None) -> SentenceEncoder:
+    """What embeds the descriptions of emotions."""
+    place = config.fmerl.description_encoder
+    try:
+        return SentenceEncoder.from_pretrained(place, sha256=sha256)
+    except UserError as error:
+        raise UserError(f"fmerl.description_encoder: {error}") from error
+
+
+def _tables(config: ConfigDict, corpus: Corpus, split: str) -> dict[str, Any]:
+    """Features from files of a split's utterances, by modality."""
+    tables = {}
+    for modality in config.fmerl.modalities if config.system == FMERL else ():
+        place = config.data.features[modality]
+        if place == CORPUS_FEATURES:
+            if modality not in corpus.features.get(split, {}):
+                raise UserError(
+                    f"data.features.{modality} is {place!r}, but {corpus.name} brings no such "
+                    "features; name a folder of feature files, see erc_jax.data.feature_files"
+                )
+            tables[modality] = corpus.features[split][modality]
+        elif place:
+            tables[modality] = load_split(Path(place).expanduser(), split)
+        elif modality != "text":
+            raise UserError(
+                f"fmerl.modalities names {modality}, but data.features.{modality} does not say "
+                "where its features are: a folder with a feature file for each split, see "
+                "erc_jax.data.feature_files"
+            )
+    return tables
+
+
+def _multimodal_encoder(
+    config: ConfigDict, corpus: Corpus, sha256: str | None
+) -> MultimodalEncoder:
+    """What the config's modalities are read with."""
+    tables = _tables(config, corpus, "train")
+    text = None
+    if "text" in config.fmerl.modalities and "text" not in tables:
+        text = SentenceEncoder.from_pretrained(config.encoder)
+    files = {modality: FileModality.of(table) for modality, table in tables.items()}
+    encoder = MultimodalEncoder(text, files, tables)
+    if sha256 is not None and encoder.sha256 != sha256:
+        raise UserError(
+            f"the features are not those that the run was trained on: SHA-256 {encoder.sha256} "
+            f"here, {sha256} there; see config.encoder and config.data.features"
+        )
+    return encoder
 
 
 def _check_fields_of_systems(config: ConfigDict) -> None:
     """Refuses fields that the system does not read."""
     there, unchanged = dict(flatten(config)), dict(flatten(base_config()))
-    for system, variant in ((FINE_TUNING, "encoder"), ("sent_emo_context", "sent_emo_context")):
+    owners = {
+        "fine_tuning.": (FINE_TUNING, "encoder"),
+        "sent_emo_context.": ("sent_emo_context", "sent_emo_context"),
+        **dict.fromkeys(("fmerl.", "zero_shot.", "data.features."), (FMERL, FMERL)),
+    }
+    for prefix, (system, variant) in owners.items():
         for field in there:
             changed = there[field] != unchanged[field]
-            if changed and field.startswith(f"{system}.") and config.system != system:
+            if changed and field.startswith(prefix) and config.system != system:
                 raise UserError(
                     f"{field} is for runs of {system}; give --config CONFIG:{variant}, or leave "
                     "the field out"
@@ -185,6 +313,7 @@ def to_arrays(
     system: System,
     labels: Mapping[str, np.ndarray],
     *,
+    tables: Tables | None = None,
     cached: bool = True,
     progress: Counter | None = None,
 ) -> Split:
@@ -195,9 +324,12 @@ def to_arrays(
       encoder: makes them.
       system: says which.
       labels: task to int32 [N]; may be empty where nothing is to be scored.
+      tables: features of the modalities that come from files.
       cached: whether features are looked up in the cache, and kept there.
       progress: shown while features are made.
     """
+    if tables and not isinstance(encoder, MultimodalEncoder):
+        raise UserError("this run reads no feature files; runs of fmerl do")
     if system.inputs == "tokens":
         assert isinstance(encoder, SentenceEncoder)  # word vectors have no tokens
         return TokenExamples(encoder.sequences(dialogues), dialogues, labels)
@@ -207,7 +339,10 @@ def to_arrays(
                 f"dialogue {dialogue.id} has {len(dialogue.utterances)} utterances; this system "
                 f"reads up to {system.longest} at a time; split it"
             )
-    if cached:
+    features: Any
+    if isinstance(encoder, MultimodalEncoder):
+        features = encoder.encode(dialogues, tables or {}, cached=cached, progress=progress)
+    elif cached:
         features = utterance_features(dialogues, encoder, progress=progress)
     else:
         features = encoder.encode_dialogues(dialogues, progress=progress)
@@ -240,7 +375,9 @@ def blank_batch(system: System, encoder: Encoder) -> Any:
     if system.inputs == "tokens":
         assert isinstance(encoder, SentenceEncoder)  # word vectors have no tokens
         return TokenExamples(encoder.sequences(blank), blank, {}).batch(np.array([0]))
-    features = np.zeros((1, encoder.width), np.float32)
+    features: Any = np.zeros((1, encoder.width), np.float32)
+    if isinstance(encoder, MultimodalEncoder):
+        features = encoder.blank()
     return make_examples(blank, features, {}, system.window).batch(np.array([0]))
 
 
@@ -365,6 +502,7 @@ class Run:
     system: System
     params: Params
     encoder: Encoder
+    labels: LabelSpace
     selection: Mapping[str, Any]  # which checkpoint this is: epoch, step, score
 
 
@@ -396,7 +534,11 @@ def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
         encoder = SentenceEncoder.from_pretrained(str(folder))
     elif not isinstance(encoder, Encoder):
         encoder = _encoder_of(config, meta["encoder"], encoder)
-    system = make_system(config, labels_from_json(meta["labels"]), encoder)
+    inner: Encoder = encoder
+    if config.system == FMERL:
+        inner = load_description_encoder(config, meta["encoder"]["descriptions_sha256"])
+    labels = labels_from_json(meta["labels"])
+    system = make_system(config, labels, inner)
     blank = blank_batch(system, encoder)
     on_every_device = replicated(make_mesh())
     target = jax.tree.map(
@@ -407,7 +549,7 @@ def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
     params = restored["params"]
     if system.learns_space:
         params = {**params, REFERENCE: _load_reference(folder, params)}
-    return Run(system, params, encoder, meta["selection"])
+    return Run(system, params, encoder, labels, meta["selection"])
 
 
 def _encoder_of(config: ConfigDict, named: Mapping[str, Any], place: str | None) -> Encoder:
@@ -418,6 +560,12 @@ def _encoder_of(config: ConfigDict, named: Mapping[str, Any], place: str | None)
       named: what the run's checkpoint says of it.
       place: where it is now, if not where it was.
     """
+    if modalities := named.get("modalities"):
+        text: Any = None
+        if of_text := modalities["text"]:
+            text = _encoder_of(config, {**named, **of_text, "modalities": None}, place)
+        files = {name: FileModality.from_json(of) for name, of in modalities["files"].items()}
+        return MultimodalEncoder(text, files, sha256=named["sha256"])
     if place is None:
         # A folder, or a file, that was named relative to where the run was started.
         name, folder = Path(named["name"]), Path(named.get("folder", ""))
@@ -437,11 +585,36 @@ def labels_to_json(labels: LabelSpace) -> dict[str, Any]:
         "emotions": list(labels.emotions),
         "neutral": labels.neutral,
         "polarity": dict(labels.polarity) if labels.polarity else None,
+        "descriptions": dict(labels.descriptions) if labels.descriptions else None,
+        "vad_scale": list(labels.vad_scale) if labels.vad_scale else None,
     }
 
 
 def labels_from_json(record: Mapping[str, Any]) -> LabelSpace:
-    return LabelSpace(tuple(record["emotions"]), record["neutral"], record["polarity"])
+    scale = record.get("vad_scale")
+    return LabelSpace(
+        tuple(record["emotions"]),
+        record["neutral"],
+        record["polarity"],
+        descriptions=record.get("descriptions"),
+        vad_scale=tuple(scale) if scale else None,
+    )
+
+
+def encoder_to_json(experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint says of the encoder, so that prediction finds the same one."""
+    encoder = experiment.encoder
+    record = {
+        "name": encoder.name,
+        "folder": str(encoder.folder),
+        "sha256": encoder.sha256,
+        "width": encoder.width,
+    }
+    if isinstance(encoder, MultimodalEncoder):
+        record["modalities"] = encoder.to_json()
+    if experiment.description_encoder is not None:
+        record["descriptions_sha256"] = experiment.description_encoder.sha256
+    return record
 
 
 def run_facts(
@@ -478,6 +651,7 @@ def corpus_facts(corpus: Corpus) -> dict[str, Any]:
         "name": corpus.name,
         "sha256": corpus.sha256,
         "synthetic": corpus.synthetic,
+        **({"annotation": dict(corpus.annotation)} if corpus.annotation else {}),
         "neutral": corpus.labels.neutral,
         "splits": {
             split: {

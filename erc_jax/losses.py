@@ -110,3 +110,55 @@ def _distances(x: jax.Array) -> jax.Array:
     # Rounding leaves small numbers, positive or negative, where two vectors are one.
     apart = gram > 1e-6 * (squared[:, None] + squared[None, :])
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, gram, 1.0)), 0.0)
+
+
+def contrast(
+    cosines: jax.Array, labels: Array, temperature: float, *, in_batch: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """The two parts of the triple loss (FMERL, equations 5 and 7).
+
+    Means over labelled utterances; emotions that no utterance of the batch has take no part.
+
+    >>> l1, l2 = contrast(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1]), 1.0)
+    >>> round(float(l1), 4), float(l2)  # (log(1 + 1/e) + log(1 + e)) / 2; (1 + 2) / 2
+    (0.8133, 1.5)
+
+    Args:
+      cosines: float [..., C], of utterances' vectors with emotions'.
+      labels: int [...], a class, or negative where there is no label.
+      temperature: that the cosines are divided by in the first part.
+      in_batch: the softmax of the first part is over all utterances of the batch, each with its
+        emotion; else over the batch's distinct emotions.
+
+    Returns:
+      float32 [] each: L1, cross-entropy of the own emotion; L2, sum of 1 + cosine over the others.
+    """
+    known = (labels >= 0).astype(jnp.float32)
+    own = jax.nn.one_hot(labels, cosines.shape[-1])
+    counts = own.reshape(-1, own.shape[-1]).sum(0)
+    total = jnp.maximum(known.sum(), 1.0)
+    scores = cosines.astype(jnp.float32) / temperature
+    # exp(score) counts as often as it is there.
+    weights = counts if in_batch else (counts > 0).astype(jnp.float32)
+    weights = jnp.where(counts.sum() > 0, weights, 1.0)  # the logarithm of 0 has no gradient
+    l1 = jax.nn.logsumexp(scores, axis=-1, b=weights) - (scores * own).sum(-1)
+    l2 = ((1.0 + cosines) * (counts > 0) * (1.0 - own)).sum(-1)
+    return (l1 * known).sum() / total, (l2 * known).sum() / total
+
+
+def masked_squared_error(predicted: jax.Array, target: Array) -> jax.Array:
+    """Mean squared error over rated utterances (FMERL, equation 3); 0 where none is.
+
+    >>> float(masked_squared_error(jnp.array([0.5, 0.9]), jnp.array([0.0, -1.0])))
+    0.25
+
+    Args:
+      predicted: float [...], in [0, 1].
+      target: float [...], in [0, 1], or negative where there is no rating.
+
+    Returns:
+      float32 [].
+    """
+    rated = target >= 0
+    squares = jnp.where(rated, (predicted.astype(jnp.float32) - target) ** 2, 0.0)
+    return squares.sum() / jnp.maximum(rated.sum(), 1)

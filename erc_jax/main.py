@@ -42,6 +42,15 @@ _INPUT = flags.DEFINE_string(
 _SUPPORT = flags.DEFINE_string(
     "support", None, "predict: a few labelled conversations, whose labels are then the emotions."
 )
+_EMOTIONS = flags.DEFINE_list(
+    "emotions", [], "predict: emotions to name in place of the trained ones, such as joy,envy."
+)
+_DESCRIPTIONS = flags.DEFINE_string(
+    "descriptions", None, "predict: a JSON file of descriptions of emotions."
+)
+_FEATURES = flags.DEFINE_list(
+    "features", [], "predict, evaluate --input: feature files, such as audio=FILE,visual=FILE."
+)
 _WAYS = flags.DEFINE_integer("ways", 5, "few_shot: emotions of an episode.", lower_bound=2)
 _SHOTS = flags.DEFINE_integer("shots", 5, "few_shot: examples of each emotion.", lower_bound=1)
 _ENCODER = flags.DEFINE_string(
@@ -67,7 +76,12 @@ def _evaluate(workdir: Path) -> None:
 
     if _INPUT.value:
         output = Path(_OUTPUT.value) if _OUTPUT.value else None
-        show_scores(evaluate_file(workdir, Path(_INPUT.value), output, encoder=_ENCODER.value))
+        features = _feature_files()
+        show_scores(
+            evaluate_file(
+                workdir, Path(_INPUT.value), output, encoder=_ENCODER.value, features=features
+            )
+        )
         return
     overrides = _overrides_of_finished(workdir) if _CONFIG.value else {}
     show_scores(evaluate_split(workdir, _SPLIT.value, overrides))
@@ -99,8 +113,14 @@ def _predict(workdir: Path) -> None:
     if not _INPUT.value:
         raise UserError("--mode predict needs --input: conversations as JSON lines or CSV")
     dialogues = load_dialogues(_INPUT.value)
-    recognizer = Recognizer.from_pretrained(workdir, encoder=_ENCODER.value, support=_SUPPORT.value)
-    labelled = recognizer.predict(dialogues)
+    recognizer = Recognizer.from_pretrained(
+        workdir,
+        encoder=_ENCODER.value,
+        support=_SUPPORT.value,
+        emotions=_EMOTIONS.value,
+        descriptions=_DESCRIPTIONS.value,
+    )
+    labelled = recognizer.predict(dialogues, _feature_files())
     if _OUTPUT.value:
         save_dialogues(_OUTPUT.value, labelled)
         print(f"{len(labelled)} labelled conversations in {_OUTPUT.value}")
@@ -108,6 +128,23 @@ def _predict(workdir: Path) -> None:
         show_conversation(record)
     if _OUTPUT.value and len(labelled) > _SHOWN:
         print(f"… and {len(labelled) - _SHOWN} more in the file")
+
+
+def _feature_files() -> dict[str, Any]:
+    """Modality to the features in the file that --features names."""
+    from erc_jax.data.feature_files import load_feature_file
+    from erc_jax.data.modalities import MODALITIES
+
+    tables = {}
+    for named in _FEATURES.value:
+        modality, equals, file = named.partition("=")
+        if modality not in MODALITIES or not equals:
+            raise UserError(
+                f"--features={named}: expected a modality and its file, such as audio=talk.npz; "
+                f"modalities are {', '.join(MODALITIES)}"
+            )
+        tables[modality] = load_feature_file(file)
+    return tables
 
 
 _SHOWN = 2  # conversations that predict shows when it also writes them to a file
@@ -161,7 +198,10 @@ def _figures(workdir: Path) -> None:
         print(path)
 
 
-_FLAGS_OF_MODES = {"predict": ("support",), "few_shot": ("ways", "shots")}
+_FLAGS_OF_MODES = {
+    "predict": ("support", "emotions", "descriptions"),
+    "few_shot": ("ways", "shots"),
+}
 
 MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,

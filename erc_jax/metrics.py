@@ -140,6 +140,64 @@ def aggregate(
     return _with_counts(result, confusions.sum((0, 1)), names)
 
 
+def agreement(target: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """How well ratings are met: concordance and Pearson correlation, and mean squared error.
+
+    A correlation with what does not vary is 0.
+
+    Args:
+      target: float [N], N at least 1.
+      predicted: float [N], on the same scale.
+    """
+    target, predicted = target.astype(np.float64), predicted.astype(np.float64)
+    covariance = np.mean((target - target.mean()) * (predicted - predicted.mean()))
+    spread = target.std() * predicted.std()
+    total = target.var() + predicted.var() + (target.mean() - predicted.mean()) ** 2
+    return {
+        "ccc": float(2 * covariance / total) if total > 0 else 0.0,
+        "pearson": float(covariance / spread) if spread > 0 else 0.0,
+        "mse": float(np.mean((target - predicted) ** 2)),
+    }
+
+
+def zero_shot(confusion: np.ndarray, unseen: Sequence[int]) -> dict[str, float]:
+    """Scores of emotions that training did not see (FMERL, table 2), of a whole split.
+
+    Args:
+      confusion: counts [C, C], rows true, columns predicted.
+      unseen: the classes that were held out; the split has utterances of them.
+
+    Returns:
+      ``unseen_recall``; ``unseen_f1``, one against the rest on all utterances; both are means over
+      several unseen classes. ``unseen_f1_subset``, the paper's: on the unseen utterances alone,
+      where precision is 1 (weighted by support). ``seen_recall``, the mean over utterances of other
+      emotions; ``harmonic_mean`` of both recalls; ``accuracy`` and ``weighted_f1`` on all classes.
+    """
+    counts = np.asarray(confusion, np.float64)
+    support, predicted, hits = counts.sum(1), counts.sum(0), np.diagonal(counts)
+    chosen = [c for c in unseen if support[c] > 0]
+    seen = np.setdiff1d(np.arange(len(counts)), unseen)
+    recall = _ratio(hits, support)
+    f1 = _ratio(2 * hits, support + predicted)
+    unseen_recall = float(recall[chosen].mean())
+    seen_recall = float(_ratio(hits[seen].sum(), support[seen].sum()))
+    shares = support[chosen] / support[chosen].sum()
+    # Of the unseen utterances alone: what is predicted there.
+    within = counts[chosen].sum(0)
+    subset = _ratio(2 * hits[chosen], support[chosen] + within[chosen])
+    return {
+        "unseen_recall": unseen_recall,
+        "unseen_f1": float(f1[chosen].mean()),
+        "unseen_f1_subset": float((subset * shares).sum()),
+        "seen_recall": seen_recall,
+        "harmonic_mean": float(
+            _ratio(np.array(2 * unseen_recall * seen_recall), np.array(unseen_recall + seen_recall))
+        ),
+        "accuracy": float(hits.sum() / counts.sum()),
+        "weighted_f1": float((f1 * support).sum() / counts.sum()),
+    }
+
+
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of numbers over seeds, with ``std`` mirroring them; of one seed, as they are.
 

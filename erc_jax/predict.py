@@ -10,11 +10,13 @@ from typing import Any, overload
 import numpy as np
 
 from erc_jax import progress
+from erc_jax.data.descriptions import known_descriptions, load_descriptions
 from erc_jax.data.dialogue import Dialogue, iter_dialogues
 from erc_jax.data.labels import LabelSpace
+from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Predictor, label_dialogues
-from erc_jax.experiment import Encoder, load_run, to_arrays
+from erc_jax.experiment import Encoder, described, load_run, to_arrays
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh
 from erc_jax.systems import Params, System
@@ -47,6 +49,25 @@ def _read_support(path: Path) -> tuple[list[Dialogue], LabelSpace]:
     return dialogues, LabelSpace(tuple(counts))
 
 
+def _labels_of(
+    trained: LabelSpace, emotions: Sequence[str], descriptions: str | Path | None
+) -> LabelSpace:
+    """The emotions that are asked for, or the trained ones, with descriptions."""
+    known = known_descriptions() | dict(trained.descriptions or {})
+    if descriptions is not None:
+        known |= load_descriptions(Path(descriptions))
+    names = tuple(emotions) or trained.emotions
+    if wrong := [name for name in names if name.strip().splitlines() != [name]]:
+        raise UserError(
+            f"--emotions names {wrong[0]!r}; expected names with commas, such as joy,envy"
+        )
+    if len(set(names)) < len(names) or len(names) < 2:
+        raise UserError(
+            f"--emotions: expected two or more different ones, found {', '.join(names)}"
+        )
+    return described(names, known, trained)
+
+
 class Recognizer:
     """Names the emotions of conversations.
 
@@ -71,6 +92,8 @@ class Recognizer:
         *,
         encoder: str | None = None,
         support: str | Path | None = None,
+        emotions: Sequence[str] = (),
+        descriptions: str | Path | None = None,
     ) -> Recognizer:
         """Loads the best checkpoint of a run, and the encoder that it names.
 
@@ -80,12 +103,19 @@ class Recognizer:
           support: conversations with labels of one's own, JSON lines or CSV; a handful of examples
             of each. These are then the emotions that are named, without training (runs of
             sent_emo_context).
+          emotions: that are named in place of the trained ones, known from their descriptions (runs
+            of fmerl). One without a description is compared by its bare name.
+          descriptions: a file of descriptions, see ``erc_jax.data.descriptions``, besides those of
+            the package.
 
         Raises:
           UserError: the folder is not a workdir, nothing in it can be read, the encoder is not the
             one that the model was trained with, or the support names fewer than two emotions.
         """
         run = load_run(Path(workdir), encoder)
+        if emotions or descriptions:
+            system = run.system.with_emotions(_labels_of(run.labels, emotions, descriptions))
+            return cls(system, run.params, run.encoder)
         if support is None:
             return cls(run.system, run.params, run.encoder)
         run.system.require_space()
@@ -97,30 +127,35 @@ class Recognizer:
         return cls(system, params, run.encoder)
 
     @overload
-    def predict(self, dialogues: Dialogue | Mapping[str, Any]) -> dict[str, Any]: ...
+    def predict(
+        self, dialogues: Dialogue | Mapping[str, Any], features: Tables | None = None
+    ) -> dict[str, Any]: ...
 
     @overload
     def predict(
-        self, dialogues: Sequence[Dialogue | Mapping[str, Any]]
+        self, dialogues: Sequence[Dialogue | Mapping[str, Any]], features: Tables | None = None
     ) -> list[dict[str, Any]]: ...
 
-    def predict(self, dialogues):
+    def predict(self, dialogues, features=None):
         """Labels a conversation, or several at once.
 
         Args:
           dialogues: a Dialogue, or a mapping as in a JSON line; or a sequence of these.
+          features: modality to the utterances' features, of models that read such
+            (``erc_jax.data.feature_files``); what is missing is done without.
 
         Returns:
           The conversation as a JSON line has it, each utterance with ``emotion``,
           ``probabilities`` (label name to probability) and, where the model learned them,
-          ``sentiment`` and ``shift`` (``global``, ``speaker``; None on firsts). A label that was
+          ``sentiment`` and ``shift`` (``global``, ``speaker``; None on firsts), or ``vad`` (on the
+          scale that it was learned on) and ``similarity`` (emotion to cosine). A label that was
           given is kept under ``gold``. A list of these for a sequence.
 
         Raises:
           UserError: it is not a conversation.
         """
         if isinstance(dialogues, Dialogue | Mapping):
-            return self.predict([dialogues])[0]
+            return self.predict([dialogues], features)[0]
         parsed = [d if isinstance(d, Dialogue) else Dialogue.from_json(d) for d in dialogues]
         if not parsed:
             return []
@@ -130,6 +165,7 @@ class Recognizer:
             self.encoder,
             self.system,
             {},
+            tables=features,
             cached=False,
             progress=progress.Counter("features"),
         )

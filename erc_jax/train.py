@@ -20,11 +20,13 @@ from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.batching import training_order
+from erc_jax.data.dialogue import save_dialogues
 from erc_jax.data.labels import UNLABELLED
 from erc_jax.errors import UserError
 from erc_jax.evaluate import (
     Predictor,
     SplitResult,
+    label_dialogues,
     metrics_file,
     result_of,
     score_run,
@@ -34,6 +36,7 @@ from erc_jax.evaluate import (
 from erc_jax.experiment import (
     Experiment,
     blank_batch,
+    encoder_to_json,
     labels_to_json,
     prepare,
     publish_best,
@@ -215,7 +218,8 @@ class Trainer:
 
             # 2. Validation. Nothing is saved before losses and scores are known to be finite.
             self.report(step, pending, progress, log)
-            score, scores = self.validate(step, state.params)
+            probabilities = self.predictions(step, state.params)
+            score, scores = self.validate(probabilities)
             better = selection.update(step, score)
             selection.seconds = seconds_before + time.monotonic() - started
             progress.validated(
@@ -225,6 +229,8 @@ class Trainer:
                 selection.best_epoch,
             )
             log.write(step, {"epoch": selection.epoch, config.train.select_on: scores})
+            if selection.epoch == 1:
+                self.save_early(probabilities, workdir)
 
             # 3. Checkpoint.
             due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
@@ -268,19 +274,31 @@ class Trainer:
                     f"there, {now.sha256} here. Choose another --workdir, or bring the files back."
                 )
 
-    def validate(self, step: int, params: Params) -> tuple[float, dict[str, Any]]:
-        """The selection score of the selection split, and all of its scores.
+    def predictions(self, step: int, params: Params) -> dict[str, np.ndarray]:
+        """What the system predicts of the selection split.
 
         Raises:
           UserError: the last update has left parameters that give no finite prediction.
         """
-        system, split = self.experiment.system, self.config.train.select_on
-        examples = self.experiment.examples[split]
+        examples = self.experiment.examples[self.config.train.select_on]
         probabilities = self.predictor(self.with_reference(params), examples)
         if not all(np.isfinite(values).all() for values in probabilities.values()):
             raise self.diverged(f"after step {step} the predictions are not finite")
+        return probabilities
+
+    def validate(self, probabilities: Mapping[str, np.ndarray]) -> tuple[float, dict[str, Any]]:
+        """The selection score of the selection split, and all of its scores."""
+        system = self.experiment.system
+        examples = self.experiment.examples[self.config.train.select_on]
         scores = split_scores(system.tasks, [result_of(system.tasks, probabilities, examples)])
         return scores[self.config.train.select_metric], scores
+
+    def save_early(self, probabilities: Mapping[str, np.ndarray], workdir: Path) -> None:
+        """Keeps the first epoch's predictions, to be set beside those of the best (figures)."""
+        experiment, split = self.experiment, self.config.train.select_on
+        dialogues = experiment.corpus.splits[split]
+        records = label_dialogues(experiment.system, dialogues, probabilities)
+        save_dialogues(workdir / f"early_{split}.jsonl", records)
 
     def with_reference(self, params: Params) -> Params:
         """Parameters with what the system reads off the data (``System.fit_reference``)."""
@@ -320,12 +338,7 @@ class Trainer:
             "selection": dataclasses.asdict(selection),
             "labels": labels_to_json(experiment.corpus.labels),
             "corpus": {"name": experiment.corpus.name, "sha256": experiment.corpus.sha256},
-            "encoder": {
-                "name": experiment.encoder.name,
-                "folder": str(experiment.encoder.folder),
-                "sha256": experiment.encoder.sha256,
-                "width": experiment.encoder.width,
-            },
+            "encoder": encoder_to_json(experiment),
         }
 
     def report(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from erc_jax.data.dialogue import Dialogue
+from erc_jax.data.dialogue import VAD, Dialogue
 from erc_jax.errors import UserError
 
 UNLABELLED = -1
@@ -31,12 +31,17 @@ class LabelSpace:
       neutral: the emotion that the ``..._no_neutral`` metrics leave out, if the corpus has one.
       polarity: emotion to sentiment name; None leaves sentiment and shift out.
       counts: utterances of each emotion in the training split, where it is known.
+      descriptions: emotion to a phrase about it, where a system compares utterances with these; an
+        emotion that is not in it is known by its name alone.
+      vad_scale: lowest and highest rating of valence, arousal and dominance, where there are any.
     """
 
     emotions: tuple[str, ...]
     neutral: str | None = None
     polarity: Mapping[str, str] | None = None
     counts: tuple[int, ...] | None = None
+    descriptions: Mapping[str, str] | None = None
+    vad_scale: tuple[float, float] | None = None
 
     def __post_init__(self):
         if self.neutral is not None and self.neutral not in self.emotions:
@@ -58,6 +63,24 @@ class LabelSpace:
     def emotion_ids(self, dialogue: Dialogue) -> np.ndarray:
         """Emotion classes int32 [T], UNLABELLED where there is no label."""
         return class_ids([u.emotion for u in dialogue.utterances], self.emotions, dialogue.id)
+
+    def vad_ratings(self, dialogue: Dialogue) -> np.ndarray:
+        """Valence, arousal and dominance float32 [T, 3], the scale brought to [0, 1].
+
+        -1 where there is no rating, or one that is not on the scale (IEMOCAP has a few).
+        """
+        if self.vad_scale is None:
+            raise ValueError("no utterance is rated")
+        low, high = self.vad_scale
+        ratings = np.full((len(dialogue.utterances), len(VAD)), -1.0, np.float32)
+        for position, utterance in enumerate(dialogue.utterances):
+            if utterance.vad is None:
+                continue
+            for number, dimension in enumerate(VAD):
+                value = utterance.vad[dimension]
+                if low <= value <= high:
+                    ratings[position, number] = (value - low) / (high - low)
+        return ratings
 
     def counted(self, dialogues: Sequence[Dialogue]) -> LabelSpace:
         """The same labels with their ``counts`` in these dialogues."""

@@ -101,9 +101,7 @@ class Fusion(nn.Module):
     learned_gates: bool = True
 
     @nn.compact
-    def __call__(
-        self, inputs: Modalities, block: Batch, key: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, inputs: Modalities, block: Batch, key: jax.Array | None = None) -> jax.Array:
         """H.
 
         Args:
@@ -148,7 +146,9 @@ class Fusion(nn.Module):
                 )
                 gate = x
                 if self.learned_gates:
-                    gate = nn.Dense(self.width, use_bias=False, name=f"gate_{source}_to_{target}")(x)
+                    gate = nn.Dense(self.width, use_bias=False, name=f"gate_{source}_to_{target}")(
+                        x
+                    )
                 outputs.append(nn.sigmoid(gate) * x)
             fused.append(
                 nn.Dense(self.width, name=f"reduce_{target}")(jnp.concatenate(outputs, axis=-1))

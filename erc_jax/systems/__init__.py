@@ -22,10 +22,9 @@ from erc_jax.errors import UserError
 
 if TYPE_CHECKING:
     from erc_jax.data.batching import Split
-    from erc_jax.encoders.sentence import SentenceEncoder
-    from erc_jax.encoders.word_vectors import WordVectors
 
 SYSTEMS = {
+    "fmerl": "erc_jax.systems.fmerl:Fmerl",
     "fine_tuning": "erc_jax.systems.fine_tuning:FineTuning",
     "mtl_erc_es": "erc_jax.systems.mtl_erc_es:MtlErcEs",
     "sent_emo_context": "erc_jax.systems.sent_emo_context:SentEmoContext",
@@ -86,7 +85,8 @@ class System(abc.ABC):
     tasks: Sequence[Task]
     notes: Sequence[str] = ()  # what the user should be told once, such as a task that was left out
 
-    # What its batches hold of an utterance: "features" of a frozen encoder, or its "tokens".
+    # What its batches hold of an utterance: "features" of a frozen encoder, those of its
+    # "modalities", or its "tokens".
     inputs = "features"
 
     # Whether it learns a space in which distances tell emotions: it then has ``embed`` and
@@ -104,7 +104,7 @@ class System(abc.ABC):
         self,
         config: ConfigDict,
         labels: LabelSpace,
-        encoder: SentenceEncoder | WordVectors | None = None,
+        encoder: Any = None,
     ): ...
 
     @abc.abstractmethod
@@ -179,6 +179,23 @@ class System(abc.ABC):
         del params, run, examples
         return {}
 
+    # What systems that match descriptions of emotions have, and others refuse.
+
+    def with_emotions(self, labels: LabelSpace) -> System:
+        """The same system that names other emotions, with the same parameters.
+
+        Args:
+          labels: the emotions, with descriptions.
+
+        Raises:
+          UserError: this system names those that it was trained on.
+        """
+        del labels
+        raise UserError(
+            "this run names the emotions that it was trained on; runs of fmerl can name others "
+            "from their descriptions"
+        )
+
     # What systems that learn a space have, and others refuse.
 
     def embed(self, params: Params, batch: Any) -> dict[str, jax.Array]:
@@ -219,15 +236,14 @@ class System(abc.ABC):
         )
 
 
-def make_system(
-    config: ConfigDict, labels: LabelSpace, encoder: SentenceEncoder | WordVectors | None = None
-) -> System:
+def make_system(config: ConfigDict, labels: LabelSpace, encoder: Any = None) -> System:
     """The system that ``config.system`` names.
 
     Args:
       config: of the experiment.
       labels: what is classified.
-      encoder: of the utterances; systems of features see its width when they see features.
+      encoder: that the system itself works with: which fine_tuning trains, or with which fmerl
+        embeds descriptions; None for other systems, which see their encoder's features.
 
     Raises:
       UserError: there is no system of this name.

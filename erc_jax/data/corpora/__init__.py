@@ -11,10 +11,12 @@ import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from erc_jax.data.annotation import Annotation, annotated
 from erc_jax.data.cache import cache_dir
 from erc_jax.data.dialogue import Dialogue, Utterance
+from erc_jax.data.feature_files import FeatureTable
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 
@@ -27,6 +29,7 @@ CORPORA = {
     "emorynlp": "erc_jax.data.corpora.emorynlp",
     "dailydialog": "erc_jax.data.corpora.dailydialog",
     "iemocap": "erc_jax.data.corpora.iemocap",
+    "mosi": "erc_jax.data.corpora.mosi",
     "own": "erc_jax.data.corpora.own",
     "sample": "erc_jax.data.corpora.sample",
 }
@@ -40,9 +43,12 @@ class Corpus:
       name: as in CORPORA.
       splits: dialogues of "train", "validation" and "test", in the order of the source.
       labels: the emotions and what is known of them.
-      sha256: of the source files, hex; the same for the same files, wherever they lie.
+      sha256: of the source files and of an annotation, hex; the same for the same files, wherever
+        they lie.
       synthetic: the conversations were made up, so that scores say nothing about real ones.
       notes: what the user should be told, once.
+      features: split to modality to the features that come with the corpus, if any do.
+      annotation: what is known of the annotation that ratings come from, if they do.
     """
 
     name: str
@@ -51,6 +57,8 @@ class Corpus:
     sha256: str
     synthetic: bool
     notes: Sequence[str]
+    features: Mapping[str, Mapping[str, FeatureTable]] = dataclasses.field(default_factory=dict)
+    annotation: Mapping[str, Any] | None = None
 
     def without_neutral(self) -> Corpus:
         """The same dialogues, whose neutral utterances are unlabelled context.
@@ -63,24 +71,87 @@ class Corpus:
             raise UserError(
                 f"{self.name}: no neutral emotion to leave out; see config.data.neutral"
             )
-
-        def without(utterance: Utterance) -> Utterance:
-            is_neutral = utterance.emotion == neutral
-            return dataclasses.replace(utterance, emotion=None) if is_neutral else utterance
-
-        splits = {
-            split: [
-                dataclasses.replace(d, utterances=tuple(without(u) for u in d.utterances))
-                for d in dialogues
-            ]
-            for split, dialogues in self.splits.items()
-        }
+        splits = {s: _as_context(dialogues, (neutral,)) for s, dialogues in self.splits.items()}
         emotions = tuple(emotion for emotion in self.labels.emotions if emotion != neutral)
         polarity = self.labels.polarity
         if polarity is not None:
             polarity = {emotion: polarity[emotion] for emotion in emotions}
         labels = LabelSpace(emotions, None, polarity)
         return dataclasses.replace(self, splits=splits, labels=labels)
+
+    def holding_out(self, unseen: Sequence[str]) -> Corpus:
+        """The same, but that nothing is learned of some emotions: they occur in the test split only.
+
+        Raises:
+          UserError: the corpus has no such emotion, or none is left.
+        """
+        for emotion in unseen:
+            if emotion not in self.labels.emotions:
+                raise UserError(
+                    f"zero_shot.unseen is {emotion!r}, which is not one of the emotions of "
+                    f"{self.name}: {', '.join(self.labels.emotions)}"
+                )
+        if len(set(self.labels.emotions) - set(unseen)) < 2:
+            raise UserError("zero_shot.unseen leaves fewer than two emotions to learn from")
+        splits = {
+            split: dialogues if split == "test" else _as_context(dialogues, unseen)
+            for split, dialogues in self.splits.items()
+        }
+        return dataclasses.replace(self, splits=splits)
+
+    def rated(self, annotation: Annotation, where: str) -> Corpus:
+        """The same with an annotation's ratings and descriptions in place of its own.
+
+        Raises:
+          UserError: the annotation rates an utterance that is not there.
+        """
+        splits = {
+            split: annotated(
+                dialogues, annotation.ratings.get(split, {}), annotation.scale, f"{where}, {split}"
+            )
+            for split, dialogues in self.splits.items()
+        }
+        return dataclasses.replace(
+            self,
+            splits=splits,
+            sha256=_sha256(f"{self.sha256} {annotation.sha256}"),
+            annotation=annotation.facts,
+        )
+
+    def vad_scale(self) -> tuple[float, float] | None:
+        """The scale of the ratings of valence, arousal and dominance; None where nothing is rated.
+
+        Raises:
+          UserError: there are ratings without a scale, or with more than one.
+        """
+        scales = {
+            tuple(dialogue.extra.get("vad_scale", ()))
+            for dialogues in self.splits.values()
+            for dialogue in dialogues
+            if any(utterance.vad for utterance in dialogue.utterances)
+        }
+        if not scales:
+            return None
+        if len(scales) > 1 or len(found := min(scales)) != 2:
+            raise UserError(
+                f"{self.name}: the scale of valence, arousal and dominance is "
+                f"{' or '.join(str(list(scale)) for scale in sorted(scales))}; expected one for "
+                'all dialogues, such as "vad_scale": [1, 5] beside "utterances"'
+            )
+        return float(found[0]), float(found[1])
+
+
+def _as_context(dialogues: Sequence[Dialogue], emotions: Sequence[str]) -> list[Dialogue]:
+    """The dialogues, whose utterances of some emotions carry no label and no rating."""
+
+    def of(utterance: Utterance) -> Utterance:
+        if utterance.emotion not in emotions:
+            return utterance
+        return dataclasses.replace(utterance, emotion=None, vad=None)
+
+    return [
+        dataclasses.replace(d, utterances=tuple(of(u) for u in d.utterances)) for d in dialogues
+    ]
 
 
 def load_corpus(
@@ -123,7 +194,8 @@ def load_corpus(
         notes.append("no polarity of the emotions is given: sentiment and shift are left out")
     if labels.neutral is None:
         notes.append("no neutral emotion is given: the ..._no_neutral metrics are left out")
-    return Corpus(name, splits, labels, sha256, builder.SYNTHETIC, tuple(notes))
+    features = builder.feature_tables(files)
+    return Corpus(name, splits, labels, sha256, builder.SYNTHETIC, tuple(notes), features)
 
 
 def _builder(name: str) -> type[DialogueBuilder]:

@@ -34,6 +34,7 @@ from erc_jax.data.dialogue import (
     read_bytes,
     write_whole,
 )
+from erc_jax.data.feature_files import FeatureTable
 from erc_jax.data.labels import UNLABELLED
 from erc_jax.errors import UserError
 
@@ -113,6 +114,12 @@ class DialogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
             _found(names, [name for name in names if not (folder / name).is_file()])
             for names in cls.RELEASES
         ]
+
+    @classmethod
+    def feature_tables(cls, files: Mapping[str, Traversable]) -> dict[str, dict[str, FeatureTable]]:
+        """Split to modality to features, of a corpus that comes with such."""
+        del files
+        return {}
 
     @classmethod
     def published_sha256(cls) -> dict[str, str]:
