@@ -170,10 +170,10 @@ def annotate(
         corpus = _read(config, output, made_by)
         questions = _Questions.of(corpus, model, max_tokens)
         file = AnswerFile(output / "answers.jsonl")
-        if dry_run:
-            _say_what_is_asked(questions, file, requests_per_minute)
-            return
         try:
+            if dry_run:
+                _say_what_is_asked(questions, file, requests_per_minute)
+                return
             ask_all(client, questions.all(), file, concurrency)
         finally:
             client.close()

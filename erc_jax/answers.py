@@ -67,6 +67,8 @@ class AnswerFile:
                 continue
             try:
                 record = json.loads(line)
+                if not isinstance(record["answer"], str):
+                    raise TypeError
                 self.answers[record["sha256"]] = Answer(record["answer"], record["model"])
             except (ValueError, LookupError, TypeError):
                 say(f"Note: {path}:{number} is not a whole answer; it is asked again")

@@ -474,7 +474,13 @@ def test_an_answer_cut_within_an_emoji(server, evaluate, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda line: line[:40], lambda line: b"\0\xff\n", lambda _: b"3\n"]
+    "damage",
+    [
+        lambda line: line[:40],
+        lambda line: b"\0\xff\n",
+        lambda _: b"3\n",
+        lambda line: json.dumps(json.loads(line) | {"answer": 3}).encode() + b"\n",
+    ],
 )
 def test_a_damaged_line_is_asked_again(server, evaluate, tmp_path, capsys, damage):
     evaluate()

@@ -78,6 +78,12 @@ def load_annotation(folder: Path) -> Annotation:
     if not isinstance(annotator, str) or not annotator.strip():
         raise UserError(f'{manifest}: expected text as "annotator", found {_shown(annotator)}')
     scale = _scale(facts.get("scale"), f"{manifest}")
+    corpus = facts.get("corpus", {})
+    if not isinstance(corpus, dict):
+        raise UserError(
+            f'{manifest}: expected {{"name": text, "sha256": text}} as "corpus", found '
+            f"{_shown(corpus)}"
+        )
     rated = _rated(facts.get("coverage", {}), f"{manifest}")
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
     paths = {s: path for s, path in paths.items() if path.is_file() or s in rated}

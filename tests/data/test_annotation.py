@@ -125,6 +125,7 @@ def test_what_is_no_scale(folder, scale):
         ('{"annotator": "x",\n"scale": [1', "annotation.json:2: not JSON"),
         ('{"scale": [1, 9]}', 'expected text as "annotator", found null'),
         ('{"annotator": "x", "scale": [1, 9], "scale": [0, 9]}', "'scale' is there twice"),
+        ('{"annotator": "x", "scale": [1, 9], "corpus": "meld"}', 'as "corpus", found "meld"'),
         ('{"annotator": "x", "scale": [1, 9], "coverage": [1]}', 'as "coverage"'),
         ('{"annotator": "x", "scale": [1, 9], "coverage": {"dev": {"rated": 1}}}', "splits being"),
         ('{"annotator": "x", "scale": [1, 9], "coverage": {"test": 1}}', 'as "coverage"'),
