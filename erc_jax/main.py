@@ -1,9 +1,11 @@
-"""The command line: flags, and which function they call.
+r"""The command line: flags, and which function they call.
 
 python -m erc_jax.main --config configs/meld.py --workdir runs/meld
 python -m erc_jax.main --workdir runs/meld --mode evaluate --split test
 python -m erc_jax.main --workdir runs/meld --mode predict --input talk.jsonl --output labelled.jsonl
 python -m erc_jax.main --workdir runs/meld --mode figures
+python -m erc_jax.main --mode annotate --config configs/meld.py:fmerl --annotator lexicon \
+    --lexicon Ratings_Warriner_et_al.csv --output annotations/meld
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from erc_jax import chat_flags
 from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
 from erc_jax.errors import UserError
@@ -29,7 +32,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: all that it writes.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "predict", "few_shot", "figures"], "What to do."
+    "mode",
+    "train",
+    ["train", "evaluate", "predict", "few_shot", "figures", "annotate"],
+    "What to do.",
 )
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "evaluate, few_shot: the split to score."
@@ -57,8 +63,19 @@ _ENCODER = flags.DEFINE_string(
     "encoder", None, "predict, evaluate --input: where the run's encoder is, if it has moved."
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "predict: file for the labelled JSON lines. evaluate --input: for the scores."
+    "output",
+    None,
+    "predict: file for the labelled JSON lines. evaluate --input: for the scores. annotate: a "
+    "folder.",
 )
+_ANNOTATOR = flags.DEFINE_enum(
+    "annotator", None, ["lexicon", "llm"], "annotate: word norms, or a chat model."
+)
+_LEXICON = flags.DEFINE_string(
+    "lexicon", None, "annotate: a CSV file of word norms (Warriner et al.)."
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "annotate: say what a chat model would be asked.")
+flags.adopt_module_key_flags(chat_flags)
 
 
 def _train(workdir: Path) -> None:
@@ -198,9 +215,37 @@ def _figures(workdir: Path) -> None:
         print(path)
 
 
+def _annotate() -> None:
+    from erc_jax.annotate import MAX_TOKENS, annotate
+
+    if _CONFIG.value is None or not _OUTPUT.value or not _ANNOTATOR.value:
+        raise UserError(
+            "--mode annotate needs --config of the corpus, --annotator lexicon or llm, and "
+            "--output: a folder for the annotation"
+        )
+    chat = flags.FLAGS
+    annotate(
+        _CONFIG.value,
+        Path(_OUTPUT.value),
+        annotator=_ANNOTATOR.value,
+        lexicon=Path(_LEXICON.value) if _LEXICON.value else None,
+        endpoint=chat.endpoint,
+        model=chat.model,
+        max_tokens=MAX_TOKENS if chat.max_tokens is None else chat.max_tokens,
+        requests_per_minute=chat.requests_per_minute,
+        concurrency=chat.concurrency,
+        timeout=chat.timeout,
+        dry_run=_DRY_RUN.value,
+    )
+
+
 _FLAGS_OF_MODES = {
     "predict": ("support", "emotions", "descriptions"),
     "few_shot": ("ways", "shots"),
+    "annotate": (
+        *("annotator", "lexicon", "dry_run"),
+        *("endpoint", "model", "requests_per_minute", "concurrency", "timeout", "max_tokens"),
+    ),
 }
 
 MODES: dict[str, Callable[[Path], None]] = {
@@ -219,12 +264,15 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
-        if not _WORKDIR.value:
-            raise UserError("--workdir is missing: the folder of the run, such as runs/meld")
         for mode, names in _FLAGS_OF_MODES.items():
             given = [name for name in names if flags.FLAGS[name].present]
             if given and _MODE.value != mode:
                 raise UserError(f"--{given[0]} is for --mode {mode}, not {_MODE.value}")
+        if _MODE.value == "annotate":
+            _annotate()
+            return
+        if not _WORKDIR.value:
+            raise UserError("--workdir is missing: the folder of the run, such as runs/meld")
         _keep_compiled_programs()
         MODES[_MODE.value](Path(_WORKDIR.value))
     except UserError as error:

@@ -80,7 +80,7 @@ class Corpus:
         return dataclasses.replace(self, splits=splits, labels=labels)
 
     def holding_out(self, unseen: Sequence[str]) -> Corpus:
-        """The same, but that nothing is learned of some emotions: they occur in the test split only.
+        """The same, but that some emotions occur in the test split only: nothing is learned of them.
 
         Raises:
           UserError: the corpus has no such emotion, or none is left.
