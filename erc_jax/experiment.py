@@ -132,19 +132,26 @@ def prepare(
 
 def _corpus(config: ConfigDict) -> Corpus:
     """The corpus, as the config wants it."""
+    data = config.data
     corpus = load_corpus(
-        config.data.name,
-        config.data.source,
+        data.name,
+        data.source,
         polarity=_polarity(config),
-        neutral=config.data.neutral,
-        keep_unlabelled=config.data.keep_unlabelled,
+        neutral=data.neutral,
+        keep_unlabelled=data.keep_unlabelled,
     )
     descriptions = known_descriptions()
-    if config.data.annotation:
+    if data.annotation:
         annotation = load_annotation(Path(config.data.annotation).expanduser())
-        corpus = corpus.rated(annotation, config.data.annotation)
+        kept = annotation.facts.get("corpus", {}).get("keep_unlabelled", data.keep_unlabelled)
+        if kept != data.keep_unlabelled:
+            raise UserError(
+                f"{data.annotation} was made with data.keep_unlabelled={str(kept).lower()}, by "
+                "which utterances' places differ; give the same here, or annotate again"
+            )
+        corpus = corpus.rated(annotation, data.annotation)
         descriptions |= annotation.descriptions
-    if config.data.leave_out_neutral:
+    if data.leave_out_neutral:
         corpus = corpus.without_neutral()
     if config.system != FMERL:
         return corpus

@@ -103,8 +103,15 @@ class Corpus:
         """The same with an annotation's ratings and descriptions in place of its own.
 
         Raises:
-          UserError: the annotation rates an utterance that is not there.
+          UserError: the annotation is of another corpus, or rates an utterance that is not there.
         """
+        made_of = annotation.facts.get("corpus", {})  # ratings by people may not say it
+        for key, here in (("name", self.name), ("sha256", self.sha256)):
+            if made_of.get(key, here) != here:
+                raise UserError(
+                    f"{where}: this annotation is of another corpus: {key} {made_of[key]} there, "
+                    f"{here} here; annotate this one"
+                )
         splits = {
             split: annotated(
                 dialogues, annotation.ratings.get(split, {}), annotation.scale, f"{where}, {split}"
