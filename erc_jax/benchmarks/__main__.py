@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from erc_jax.errors import UserError
 
-BENCHMARKS = ("encoder", "mtl_erc_es", "sent_emo_context")
+BENCHMARKS = ("encoder", "fmerl", "mtl_erc_es", "sent_emo_context")
 
 
 def main(argv: Sequence[str]) -> None:
