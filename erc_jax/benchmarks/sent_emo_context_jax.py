@@ -97,5 +97,6 @@ def beginning(examples: Examples, n_dialogues: int, system: SentEmoContext) -> E
         back_global=examples.back_global[:n],
         back_speaker=examples.back_speaker[:n],
         speaker_sequence=examples.speaker_sequence[:n],
+        speaker_number=examples.speaker_number[:n],
         labels={task.name: examples.labels["emotion"][:n] for task in system.tasks},
     )
