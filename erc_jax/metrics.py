@@ -153,9 +153,11 @@ def agreement(target: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     covariance = np.mean((target - target.mean()) * (predicted - predicted.mean()))
     spread = target.std() * predicted.std()
     total = target.var() + predicted.var() + (target.mean() - predicted.mean()) ** 2
+    # Not by their deviations: the mean of equal numbers can be off by rounding.
+    varies = np.ptp(target) > 0 and np.ptp(predicted) > 0
     return {
-        "ccc": float(2 * covariance / total) if total > 0 else 0.0,
-        "pearson": float(covariance / spread) if spread > 0 else 0.0,
+        "ccc": float(2 * covariance / total) if varies else 0.0,
+        "pearson": float(covariance / spread) if varies else 0.0,
         "mse": float(np.mean((target - predicted) ** 2)),
     }
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from erc_jax import losses
-from erc_jax.losses import batch_class_weights, cross_entropy, triplet_loss
+from erc_jax.losses import (
+    batch_class_weights,
+    contrast,
+    cross_entropy,
+    masked_squared_error,
+    triplet_loss,
+)
 
 
 def test_examples_of_the_docstrings():
@@ -143,3 +149,89 @@ def test_triplets_at_the_edges(strategy):
 def test_an_unknown_strategy():
     with pytest.raises(ValueError, match="strategy is 'hard'; expected 'all'"):
         triplet_loss(jnp.ones((2, 2)), np.array([0, 1]), strategy="hard")
+
+
+def contrast_by_hand(cosines, labels, temperature, in_batch):
+    """The definition, in loops; in the batch, the N x N matrix of utterances and descriptions."""
+    known = [i for i in range(len(labels)) if labels[i] >= 0]
+    there = sorted({labels[i] for i in known})
+    columns = [labels[j] for j in known] if in_batch else there
+    matrix = np.exp(np.array([[cosines[i, c] for c in columns] for i in known]) / temperature)
+    own = range(len(known)) if in_batch else [there.index(labels[i]) for i in known]
+    l1 = [-np.log(matrix[row, column] / matrix[row].sum()) for row, column in enumerate(own)]
+    l2 = [sum(1 + cosines[i, c] for c in there if c != labels[i]) for i in known]
+    return np.mean(l1), np.mean(l2)
+
+
+def drawn_cosines(seed, shape=(2, 9), n_classes=6):
+    """Cosines and labels, of which some are missing; the last class is nowhere."""
+    rng = np.random.default_rng(seed)
+    cosines = rng.uniform(-1, 1, (*shape, n_classes)).astype(np.float32)
+    return cosines, rng.integers(-1, n_classes - 1, shape)
+
+
+@pytest.mark.parametrize("in_batch", [False, True], ids=["classes", "in_batch"])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_contrast_is_that_of_the_definition(in_batch, temperature, seed):
+    cosines, labels = drawn_cosines(seed)
+    found = contrast(jnp.asarray(cosines), labels, temperature, in_batch=in_batch)
+    flat = cosines.reshape(-1, 6).astype(np.float64), labels.reshape(-1)
+    assert [float(x) for x in found] == pytest.approx(
+        contrast_by_hand(*flat, temperature, in_batch), rel=1e-5
+    )
+    # The other reading is another number: some emotion is there twice.
+    other, _ = contrast(jnp.asarray(cosines), labels, temperature, in_batch=not in_batch)
+    assert abs(float(other - found[0])) > 0.1
+
+
+@pytest.mark.parametrize("in_batch", [False, True], ids=["classes", "in_batch"])
+def test_contrast_of_what_is_not_there(in_batch):
+    """Utterances without a label, and emotions without an utterance, count nowhere."""
+
+    def total(cosines, labels):
+        return sum(contrast(cosines, labels, 0.5, in_batch=in_batch))
+
+    cosines, labels = drawn_cosines(0)
+    assert (labels < 0).any()
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(cosines), labels)
+    assert not gradient[labels < 0].any()
+    assert not gradient[..., 5].any()
+    seen = np.unique(labels[labels >= 0])
+    assert (np.abs(gradient[labels >= 0][:, seen]) > 1e-4).all()
+    changed = np.where((labels < 0)[..., None] | (np.arange(6) == 5), 0.9, cosines)
+    assert float(total(jnp.asarray(changed), labels)) == float(value)
+    # Nor do they stand for another: the same numbers without them.
+    labelled = cosines[labels >= 0][:, :5], labels[labels >= 0]
+    assert float(total(*map(jnp.asarray, labelled))) == pytest.approx(float(value), rel=1e-6)
+
+
+@pytest.mark.parametrize("in_batch", [False, True], ids=["classes", "in_batch"])
+@pytest.mark.parametrize("labels", [[-1, -1, -1], [2, 2, 2], [-1, 1, -1]])
+@pytest.mark.parametrize("temperature", [1.0, 1e-3])
+def test_contrast_without_anything_to_tell_apart(in_batch, labels, temperature):
+    """No label at all, or one emotion only: finite, and nothing is learned where there is none."""
+    cosines, labels = jnp.asarray(drawn_cosines(0, (3,), 4)[0]), np.array(labels)
+    for part in (0, 1):
+        value, gradient = jax.value_and_grad(
+            lambda x, part=part: contrast(x, labels, temperature, in_batch=in_batch)[part]
+        )(cosines)
+        expected = 0.0
+        if in_batch and part == 0 and (labels == 2).all():
+            expected = np.log(3)  # two others of the same emotion are negatives, too
+        assert float(value) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+        np.testing.assert_allclose(gradient, 0, atol=1e-3)
+
+
+def test_squared_errors_of_what_is_rated():
+    predicted = jnp.array([[0.2, 0.9, 0.4], [0.0, 1.0, 0.5]])
+    target = np.array([[0.5, -1.0, 0.1], [1.0, -1.0, 0.0]], np.float32)
+    value, gradient = jax.value_and_grad(masked_squared_error)(predicted, target)
+    errors = np.array([[-0.3, 0.0, 0.3], [-1.0, 0.0, 0.5]])
+    assert float(value) == pytest.approx((errors**2).sum() / 4)
+    np.testing.assert_allclose(gradient, 2 * errors / 4, atol=1e-6)
+    # A rating of 0, the lowest, is one.
+    assert float(masked_squared_error(jnp.array([0.5]), np.zeros(1))) == 0.25
+    value, gradient = jax.value_and_grad(masked_squared_error)(predicted, np.full((2, 3), -1.0))
+    assert float(value) == 0.0
+    assert not gradient.any()

@@ -273,3 +273,109 @@ def test_over_seeds():
     assert metrics.over_seeds(runs[:1]) == runs[0]
     assert metrics.over_seeds([{"way": "knn"}] * 2) == {"way": "knn"}
     assert metrics.over_seeds([{}, {}]) == {}
+
+
+def test_agreement_by_hand():
+    target, predicted = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 2.0, 4.0, 4.0])
+    # Means 3 and 3; variances 14 / 4 and 4 / 4; covariance (2 + 1 + 0 + 3) / 4.
+    expected = {"ccc": 2 * 1.5 / (3.5 + 1.0), "pearson": 1.5 / 3.5**0.5, "mse": 1.5}
+    assert metrics.agreement(target, predicted) == pytest.approx(expected)
+    # What is off by 2 correlates as before, but agrees less.
+    expected |= {"ccc": 2 * 1.5 / (3.5 + 1.0 + 4.0), "mse": 1.5 + 4.0}
+    assert metrics.agreement(target, predicted + 2) == pytest.approx(expected)
+
+
+def test_agreement_is_that_of_numpy():
+    rng = np.random.default_rng(0)
+    target = rng.uniform(1, 5, 200)
+    predicted = (0.3 * target + rng.normal(2, 0.5, 200)).astype(np.float32)
+    found = metrics.agreement(target, predicted)
+    (var_t, cov), (_, var_p) = np.cov(target, predicted, bias=True)
+    assert found["pearson"] == pytest.approx(np.corrcoef(target, predicted)[0, 1])
+    gap = target.mean() - predicted.mean(dtype=np.float64)
+    assert found["ccc"] == pytest.approx(2 * cov / (var_t + var_p + gap**2))
+    assert found["mse"] == pytest.approx(var_t + var_p - 2 * cov + gap**2)
+    assert json.loads(json.dumps(found)) == found
+    assert metrics.agreement(target, target) == pytest.approx(
+        {"ccc": 1.0, "pearson": 1.0, "mse": 0.0}
+    )
+    assert metrics.agreement(target, 6 - target)["pearson"] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("constant", [0.1, 3.0])
+def test_agreement_with_what_does_not_vary(constant):
+    """0.1 has a mean that is not exactly 0.1: rounding must not pass for a correlation."""
+    varied = np.array([0.1, 0.2, 0.4])
+    same = np.full(3, constant)
+    for pair in ((varied, same), (same, varied)):
+        error = np.mean((varied - constant) ** 2)
+        assert metrics.agreement(*pair) == {"ccc": 0.0, "pearson": 0.0, "mse": error}
+    assert metrics.agreement(same, same) == {"ccc": 0.0, "pearson": 0.0, "mse": 0.0}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+@pytest.mark.parametrize("unseen", [(3,), (1, 4)])
+@pytest.mark.parametrize("predicted", [(0, 1, 2, 3, 4), (0, 2), (3,)], ids=["all", "seen", "fear"])
+def test_zero_shot_is_what_sklearn_says(unseen, predicted):
+    sk = pytest.importorskip("sklearn.metrics")
+    targets, predictions = drawn(0, 400, range(5), predicted)
+    found = metrics.zero_shot(metrics.confusion(targets, predictions, 5), unseen)
+    rest = [c for c in range(5) if c not in unseen]
+    hidden = np.isin(targets, unseen)
+    kwargs = {"labels": list(unseen), "zero_division": 0}
+    recall = sk.recall_score(targets, predictions, average="macro", **kwargs)
+    of_seen = sk.accuracy_score(targets[~hidden], predictions[~hidden])
+    expected = {
+        "unseen_recall": recall,
+        "unseen_f1": sk.f1_score(targets, predictions, average="macro", **kwargs),
+        "unseen_f1_subset": sk.f1_score(
+            targets[hidden], predictions[hidden], average="weighted", **kwargs
+        ),
+        "seen_recall": of_seen,
+        "harmonic_mean": 2 * recall * of_seen / (recall + of_seen) if recall + of_seen else 0.0,
+        "accuracy": sk.accuracy_score(targets, predictions),
+        "weighted_f1": sk.f1_score(targets, predictions, average="weighted", zero_division=0),
+    }
+    assert found == pytest.approx(expected)
+    assert of_seen == pytest.approx(
+        sk.recall_score(targets, predictions, labels=rest, average="micro")
+    )
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_zero_shot_by_hand():
+    """Three classes, the last unseen: 3 of its 4 are hit, one other utterance is taken for it."""
+    found = metrics.zero_shot(np.array([[5, 0, 1], [2, 2, 0], [1, 0, 3]]), [2])
+    assert found == pytest.approx(
+        {
+            "unseen_recall": 3 / 4,
+            "unseen_f1": 2 * 3 / (4 + 4),
+            "unseen_f1_subset": 2 * 3 / (4 + 3),
+            "seen_recall": 7 / 10,
+            "harmonic_mean": 2 * 0.75 * 0.7 / (0.75 + 0.7),
+            "accuracy": 10 / 14,
+            "weighted_f1": (6 * 10 / 14 + 4 * 4 / 6 + 4 * 6 / 8) / 14,
+        }
+    )
+
+
+@pytest.mark.parametrize("hits", range(5))
+def test_the_papers_unseen_f1_says_no_more_than_recall(hits):
+    """2a / (1 + a) of the unseen accuracy a, whatever is answered on other utterances."""
+    a = hits / 4
+    for others in ([[9, 0], [0, 0]], [[0, 9], [0, 0]]):
+        counts = np.array(others)
+        counts[1] = 4 - hits, hits
+        found = metrics.zero_shot(counts, [1])
+        assert found["unseen_recall"] == a
+        assert found["unseen_f1_subset"] == pytest.approx(2 * a / (1 + a))
+    assert found["seen_recall"] == found["harmonic_mean"] == 0.0
+
+
+def test_zero_shot_of_a_class_that_is_not_there():
+    """Of two that were held out, the split has one: the other has no share in the means."""
+    counts = np.array([[5, 1, 0], [1, 3, 2], [0, 0, 0]])
+    found = metrics.zero_shot(counts, [1, 2])
+    assert found["unseen_recall"] == 0.5
+    assert found["unseen_f1"] == pytest.approx(2 * 3 / (6 + 4))
+    assert found["unseen_f1_subset"] == pytest.approx(2 * 3 / (6 + 3))
