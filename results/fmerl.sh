@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Every run behind the tables of FMERL in the README; a finished run is only scored again.
+#   results/fmerl.sh DATA RUNS NORMS
+# DATA holds mosi/ and meld/ with the original files and iemocap/ with JSON lines; see the README.
+# NORMS is the CSV file of Warriner's norms.
+# Then: python results/fmerl_tables.py RUNS
+set -euo pipefail
+data=${1:?folder of the corpora} runs=${2:?folder for the runs} norms=${3:?file of word norms}
+
+train() { # workdir, corpus, further flags
+  local workdir=$1 corpus=$2
+  shift 2
+  python -m erc_jax.main --config "$corpus:fmerl" --config.data.source="$data/$corpus" \
+    --config.seeds=5 --workdir "$runs/$workdir" "$@"
+}
+
+# Three modalities, and each alone.
+train mosi mosi
+for modality in text audio visual; do
+  train "mosi-$modality" mosi --config.fmerl.modalities="('$modality',)"
+done
+
+# A made-up corpus whose label needs all three, and each two of them.
+python results/all_three.py "$runs/all-three-data"
+all_three() { # workdir, modalities
+  local of="$runs/all-three-data/features"
+  python -m erc_jax.main --config own:fmerl --config.data.source="$runs/all-three-data" \
+    --config.data.features.text="$of/text" --config.data.features.audio="$of/audio" \
+    --config.data.features.visual="$of/visual" --config.fmerl.modalities="$2" --workdir "$runs/$1"
+}
+all_three all-three "('text','audio','visual')"
+all_three all-three-text-audio "('text','audio')"
+all_three all-three-text-visual "('text','visual')"
+all_three all-three-audio-visual "('audio','visual')"
+
+# Ratings by people, and by a lexicon; with and without the nets that learn them.
+annotation=$runs/meld-annotation
+[ -f "$annotation/annotation.json" ] || python -m erc_jax.main --mode annotate \
+  --config meld --config.data.source="$data/meld" --annotator lexicon --lexicon "$norms" \
+  --output "$annotation"
+train iemocap iemocap
+train iemocap-no-vad iemocap --config.fmerl.vad.dimensions='()'
+train meld meld --config.data.annotation="$annotation"
+train meld-no-vad meld --config.fmerl.vad.dimensions='()'
+
+# An emotion that training does not see.
+train iemocap-without-happy iemocap --config.zero_shot.unseen=happy
+train meld-without-fear meld --config.data.annotation="$annotation" --config.zero_shot.unseen=fear
