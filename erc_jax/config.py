@@ -243,7 +243,8 @@ def fmerl(config: ConfigDict) -> ConfigDict:
     The recipe is ours, for frozen sentence embeddings.
     """
     config.system = "fmerl"
-    config.train.learning_rate = 3e-4
+    # Chosen on IEMOCAP's validation split with MiniLM.
+    config.train.learning_rate = 1e-3
     config.train.decay = "linear"
     config.train.clip_norm = 1.0
     config.train.epochs = 20

@@ -1,47 +1,44 @@
-"""Pictures of a finished run: confusion matrices, and how often each emotion occurs."""
+"""Which pictures a finished run gives, and what is in them; ``erc_jax.drawing`` draws."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import textwrap
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from erc_jax import metrics
 from erc_jax.config import load_config
-from erc_jax.data.dialogue import decode, parse_json, read_bytes, write_whole
+from erc_jax.data.dialogue import VAD, decode, parse_json, read_bytes, text_lines
+from erc_jax.drawing import confusion_matrices, label_histogram, rating_clouds
 from erc_jax.errors import UserError
+from erc_jax.experiment import FMERL, best_run, seed_folders
+from erc_jax.progress import say
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, which colour-blind readers tell apart; in grey they differ in lightness.
-_SPLIT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")
-_GREY = "#777777"
-_TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
-_SMALL = 8.5  # points, of what comes in numbers
-# Names of labels and corpora are text: matplotlib would read $…$ in them as a formula.
-_LITERAL: dict[str, Any] = {"parse_math": False}
+EARLY = "after the first epoch"
 
 
 def run_figures(workdir: Path) -> list[Path]:
-    """Draws what a finished run's metrics.json holds into WORKDIR/figures.
+    """Draws what a finished run's metrics.json and predictions hold into WORKDIR/figures.
 
     Args:
-      workdir: of the run; of several seeds, their common one.
+      workdir: of the run; of several seeds, their common one. Predictions are then those of the
+        seed that predicts.
 
     Returns:
-      The files: confusion_SPLIT of every split that is scored, and labels; each PNG and SVG.
+      The files, each PNG and SVG: confusion_SPLIT of every split that is scored; labels;
+      early_and_best, where the run kept the predictions of its first epoch; vad, where valence,
+      arousal and dominance, or two of them, were learned.
 
     Raises:
-      UserError: the folder is no finished run, its metrics.json is damaged, or matplotlib is not
+      UserError: the folder is no finished run, one of its files is damaged, or matplotlib is not
         installed.
     """
-    load_config(workdir)  # says what is wrong with a folder that is no workdir
+    config = load_config(workdir)  # says what is wrong with a folder that is no workdir
     path = workdir / "metrics.json"
     if not path.is_file():
         raise UserError(
@@ -49,7 +46,7 @@ def run_figures(workdir: Path) -> list[Path]:
             "from the last checkpoint"
         )
     content = parse_json(decode(read_bytes(path), str(path)), str(path))
-    with _damaged(path):
+    with _damaged(str(path)):
         corpus, seeds = content["run"]["corpus"], content["run"].get("seeds", [])
         scored = {split: content[split] for split in content if split not in ("run", "seeds")}
         names = list(next(iter(scored.values()))["per_class"])
@@ -66,180 +63,163 @@ def run_figures(workdir: Path) -> list[Path]:
             split: np.array(block["confusion"], np.int64).reshape(len(names), len(names))
             for split, block in scored.items()
         }
+        folder = best_run(config, workdir)
+        seed = {run: seed for seed, run in seed_folders(config, workdir)}[folder]
+        epochs = {r["seed"]: r["best_epoch"] for r in content["run"].get("checkpoints", [])}
+    stages = _stages(config, folder, names, epochs.get(seed))
+
     of_seeds = f", sum of {len(seeds)} seeds" if len(seeds) > 1 else ""
     files = []
     for split, confusion in confusions.items():
         file = workdir / "figures" / f"confusion_{split}.png"
-        files += confusion_matrix(confusion, names, file, f"{corpus['name']}, {split}{of_seeds}")
+        title = f"{corpus['name']}, {split}{of_seeds}"
+        files += confusion_matrices({"": confusion}, names, file, title)
     file = workdir / "figures" / "labels.png"
-    return files + label_histogram(
-        counts, names, corpus["neutral"], file, f"{corpus['name']}: emotions"
+    files += label_histogram(counts, names, corpus["neutral"], file, f"{corpus['name']}: emotions")
+    title = f"{corpus['name']}, {config.train.select_on}"
+    if folder != workdir:
+        title += f", seed {seed}"
+    return files + _stage_figures(stages, names, workdir / "figures", title)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Predictions:
+    """What is predicted of the labelled utterances of a split.
+
+    Attributes:
+      emotions: true classes int [N].
+      predicted: classes int [N].
+      dimensions: the V that are regressed, valence first; none where none is.
+      vad: predictions float [N, V].
+      ratings: what the corpus gives float [N, V], NaN where that is nothing, or not on the scale.
+      scale: of both, where it is known.
+    """
+
+    emotions: np.ndarray
+    predicted: np.ndarray
+    dimensions: Sequence[str]
+    vad: np.ndarray
+    ratings: np.ndarray
+    scale: tuple[float, float] | None
+
+
+def _stages(
+    config: ConfigDict, folder: Path, names: Sequence[str], epoch: int | None
+) -> dict[str, _Predictions]:
+    """Predictions of the split that the checkpoint was chosen on, early and of that checkpoint.
+
+    Args:
+      config: of the run.
+      folder: of the run, or of one seed's.
+      names: the classes.
+      epoch: which was chosen, if that is known.
+
+    Returns:
+      Title to predictions; the early ones only where the run kept them; nothing where nothing is
+      to be drawn of them.
+    """
+    early, best = (folder / f"{s}_{config.train.select_on}.jsonl" for s in ("early", "predictions"))
+    if not early.is_file() and not (config.system == FMERL and best.is_file()):
+        return {}
+    learned = config.fmerl.vad.dimensions if config.system == FMERL else ()
+    dimensions = [dimension for dimension in VAD if dimension in learned]
+    chosen = "chosen checkpoint" + (f" (epoch {epoch})" if epoch else "")
+    files = {EARLY: early, chosen: best} if early.is_file() else {chosen: best}
+    stages = {title: _read_predictions(file, names, dimensions) for title, file in files.items()}
+    first, last = next(iter(stages.values())), stages[chosen]
+    if not np.array_equal(first.emotions, last.emotions) or first.dimensions != last.dimensions:
+        raise UserError(
+            f"{early} and {best} are not of the same utterances; was one of them cut off, or the "
+            "corpus changed? Restore the file, or train again in another workdir"
+        )
+    return stages
+
+
+def _read_predictions(path: Path, names: Sequence[str], dimensions: Sequence[str]) -> _Predictions:
+    """Reads a file of records that ``erc_jax.evaluate.label_dialogues`` made.
+
+    Args:
+      path: of the file.
+      names: the classes.
+      dimensions: which ratings the run learns, if its corpus has any.
+    """
+    emotions, predicted, vad, ratings = [], [], [], []
+    scale = None
+    for where, line in text_lines(path):
+        record = parse_json(line, where)
+        with _damaged(where):
+            scale = record.get("vad_scale", scale)
+            for utterance in record["utterances"]:
+                gold = utterance.get("gold", {})
+                if gold.get("emotion") is None:
+                    continue
+                emotions.append(names.index(gold["emotion"]))
+                predicted.append(names.index(utterance["emotion"]))
+                if "vad" in utterance:
+                    vad.append([float(utterance["vad"][d]) for d in dimensions])
+                rated = gold.get("vad", {})
+                ratings.append([float(rated.get(d, np.nan)) for d in dimensions])
+    if not vad:  # nothing to learn from: the corpus is not rated
+        dimensions, ratings = [], []
+    elif len(vad) != len(emotions) or not np.isfinite(vad).all():
+        raise UserError(
+            f"{path}: damaged (an utterance has no {', '.join(dimensions)}); restore the file, or "
+            "train again in another workdir"
+        )
+    shape = (len(emotions), len(dimensions))
+    given = np.reshape(np.array(ratings, np.float64), shape)
+    if scale is not None:
+        given = np.where((scale[0] <= given) & (given <= scale[1]), given, np.nan)
+    return _Predictions(
+        np.array(emotions, np.int64),
+        np.array(predicted, np.int64),
+        dimensions,
+        np.reshape(np.array(vad, np.float64), shape),
+        given,
+        scale,
     )
 
 
-def confusion_matrix(
-    confusion: np.ndarray, names: Sequence[str], path: Path, title: str
+def _stage_figures(
+    stages: Mapping[str, _Predictions], names: Sequence[str], folder: Path, title: str
 ) -> list[Path]:
-    """Draws a confusion matrix, shaded by the share of each row (SentEmoContext, Figure 3).
-
-    Args:
-      confusion: counts int [C, C]: rows are true classes, columns predicted ones.
-      names: the C classes.
-      path: of the PNG.
-      title: of the picture.
-
-    Returns:
-      The PNG and, beside it, the SVG.
-
-    Raises:
-      UserError: matplotlib is not installed, or the files cannot be written.
-      ValueError: the matrix is not one of these classes.
-    """
-    confusion = np.asarray(confusion)
-    n_classes = len(names)
-    if confusion.shape != (n_classes, n_classes):
-        raise ValueError(f"{n_classes} names for a confusion matrix {confusion.shape}")
-    support = confusion.sum(axis=1)
-    shares = confusion / np.maximum(support, 1)[:, None]
-
-    # A cell of 0.62 inches holds a count of six digits above its share.
-    side = max(0.62 * n_classes, 2.5)
-    figure, axes = _figure(side, side)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(confusion.shape):
-        count, share = confusion[row, column], shares[row, column]
-        axes.text(
-            column,
-            row,
-            f"{count:,}\n{_percent(share)}" if count else "0",
-            ha="center",
-            va="center",
-            fontsize=_SMALL,
-            color="white" if share > 0.7 else "black" if count else _GREY,
+    """Draws early_and_best and vad, as far as there is anything to draw."""
+    files: list[Path] = []
+    if not stages:
+        return files
+    if len(stages) > 1:
+        confusions = {
+            panel: metrics.confusion(of_stage.emotions, of_stage.predicted, len(names))
+            for panel, of_stage in stages.items()
+        }
+        files += confusion_matrices(confusions, names, folder / "early_and_best.png", title)
+    *_, best = stages.values()
+    if len(best.dimensions) == 1:
+        say(
+            f"Note: vad is not drawn: the run learned {best.dimensions[0]} alone, and a plane "
+            "needs two dimensions."
         )
-    places = np.arange(n_classes)
-    axes.set_xticks(places, names, rotation=45, ha="right", rotation_mode="anchor", **_LITERAL)
-    rows = [f"{name} ({total:,})" for name, total in zip(names, support, strict=True)]
-    axes.set_yticks(places, rows, **_LITERAL)
-    axes.tick_params(length=0)
-    # White lines between the cells.
-    axes.set_xticks(places[1:] - 0.5, minor=True)
-    axes.set_yticks(places[1:] - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    axes.set_xlabel("predicted; percentage and shade: share of the row")
-    axes.set_ylabel("true (utterances)")
-    axes.set_title(textwrap.fill(title, int(11 * side)), loc="left", **_TITLE, **_LITERAL)
-    return _save(figure, path)
-
-
-def label_histogram(
-    counts: Mapping[str, Sequence[int]],
-    names: Sequence[str],
-    neutral: str | None,
-    path: Path,
-    title: str,
-) -> list[Path]:
-    """Draws how often each emotion occurs in each split (SentEmoContext, Figure 4).
-
-    A bar is as long as the emotion's share of the split's emotions, so that splits of different
-    sizes can be compared, and says how many utterances that is.
-
-    Args:
-      counts: split to the number of utterances of each of the C classes.
-      names: the C classes.
-      neutral: the class that is left out of bars and shares, and told beside them.
-      path: of the PNG.
-      title: of the picture.
-
-    Returns:
-      The PNG and, beside it, the SVG.
-
-    Raises:
-      UserError: matplotlib is not installed, or the files cannot be written.
-      ValueError: counts and names do not fit, or neutral is not one of them.
-    """
-    table = np.array([list(of_split) for of_split in counts.values()])
-    if not counts or table.shape != (len(counts), len(names)):
-        raise ValueError(f"{len(names)} names and {len(counts)} splits for counts {table.shape}")
-    shown = np.array([i for i, name in enumerate(names) if name != neutral], int)
-    totals = table[:, shown].sum(axis=1)
-    shares = table / np.maximum(totals, 1)[:, None]
-    # Frequent emotions first, by the first split: the imbalance is what the picture is about.
-    shown = shown[np.argsort(-table[0, shown], kind="stable")]
-
-    width, thickness = 6.0, 0.8 / len(counts)
-    figure, axes = _figure(width, 0.19 * len(shown) * (len(counts) + 1))
-    for i, (split, of_split) in enumerate(zip(counts, table, strict=True)):
-        bars = axes.barh(
-            np.arange(len(shown)) + (i - (len(counts) - 1) / 2) * thickness,
-            shares[i, shown],
-            thickness * 0.94,
-            color=_SPLIT_COLOURS[i % len(_SPLIT_COLOURS)],
-            label=f"{split} ({totals[i]:,})",
-        )
-        texts = [f"{count:,}" for count in of_split[shown]]
-        axes.bar_label(bars, texts, padding=3, fontsize=_SMALL)
-    axes.set_yticks(np.arange(len(shown)), [names[i] for i in shown], **_LITERAL)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(0, 1.12 * max(shares[:, shown].max(initial=0), 0.01))  # space for the counts
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    # Outside of the axes, where no bar reaches.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(counts), frameon=False)
-    axes.set_title(textwrap.fill(title, int(11 * width)), loc="left", pad=28, **_TITLE, **_LITERAL)
-    caption = "share of the split's utterances"
-    if neutral is not None:
-        column = list(names).index(neutral)
-        left_out = ", ".join(
-            f"{split} {row[column]:,} ({_percent(row[column] / max(row.sum(), 1))})"
-            for split, row in zip(counts, table, strict=True)
-        )
-        caption += f" that are not {neutral}\n{neutral}: {left_out}"
-    axes.set_xlabel(caption, **_LITERAL)
-    return _save(figure, path)
+    if len(best.dimensions) < 2:
+        return files
+    of_scale = "" if best.scale is None else " ({:g} to {:g})".format(*best.scale)
+    return files + rating_clouds(
+        {panel: of_stage.vad for panel, of_stage in stages.items()},
+        best.ratings,
+        best.emotions,
+        names,
+        [dimension + of_scale for dimension in best.dimensions],
+        folder / "vad.png",
+        f"{title}: what is predicted of each true emotion",
+    )
 
 
 @contextlib.contextmanager
-def _damaged(path: Path) -> Iterator[None]:
-    """Turns what is met in a metrics.json of another shape into a UserError."""
+def _damaged(where: str) -> Iterator[None]:
+    """Turns what is met in a file of another shape into a UserError."""
     try:
         yield
-    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {error}); restore the file, or train again "
+            f"{where}: damaged ({type(error).__name__}: {error}); restore the file, or train again "
             "in another workdir"
         ) from error
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure that is all axes, of so many inches; what lies outside of them is added on saving.
-
-    It is its own: nothing of pyplot's state is touched.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "Figures need matplotlib, which is not installed: pip install 'erc-jax[figures]'"
-        ) from error
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure, figure.add_axes((0, 0, 1, 1))
-
-
-def _percent(share: float) -> str:
-    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
-
-
-def _save(figure: Figure, path: Path) -> list[Path]:
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in files:
-        content = io.BytesIO()
-        figure.savefig(
-            content, format=file.suffix[1:], dpi=150, bbox_inches="tight", pad_inches=0.15
-        )
-        write_whole(file, content.getvalue())
-    return files

@@ -128,8 +128,6 @@ class Fmerl(System):
         how = config.fmerl
         self._how = how
         self._encoder = encoder
-        self._select_metric = config.train.select_metric
-        self._class_weights = config.train.class_weights
         self._unseen = tuple(name for name in config.zero_shot.unseen.split(",") if name)
         self._rated = tuple(d for d in how.vad.dimensions if labels.vad_scale is not None)
         self.notes: Sequence[str] = ()
