@@ -19,7 +19,7 @@ from erc_jax.config import (
 )
 from erc_jax.errors import UserError
 
-SHIPPED = ("dailydialog", "emorynlp", "iemocap", "meld", "own", "quickstart")
+SHIPPED = ("dailydialog", "emorynlp", "iemocap", "meld", "mosi", "own", "quickstart")
 WITH_PAPER = ("dailydialog", "emorynlp", "iemocap", "meld")
 
 

@@ -18,6 +18,8 @@ from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.progress import say
 
+LARGEST = 10.0  # standard deviations: a channel that hardly varies in training may leap elsewhere
+
 Tables = Mapping[str, FeatureTable]  # by modality
 
 
@@ -40,12 +42,13 @@ class FileModality:
     def of(cls, table: FeatureTable) -> FileModality:
         """As a training split's features have it."""
         exact = table.features.astype(np.float64)
-        deviation = exact.std(axis=0)
+        mean, deviation = exact.mean(axis=0), exact.std(axis=0)
+        varies = deviation > 1e-6 * np.abs(mean)  # what is less is rounding
         return cls(
             table.extractor,
             table.version,
-            exact.mean(axis=0).astype(np.float32),
-            np.where(deviation > 0, deviation, 1.0).astype(np.float32),
+            mean.astype(np.float32),
+            np.where(varies, deviation, 1.0).astype(np.float32),
         )
 
     @property
@@ -66,7 +69,7 @@ class FileModality:
         return cls(record["extractor"], record["version"], mean, deviation)
 
     def scaled(self, features: np.ndarray, table: FeatureTable, where: str) -> np.ndarray:
-        """Features float32 [N, D], as the model reads them.
+        """Features float32 [N, D], as the model reads them: scaled, and at most LARGEST.
 
         Raises:
           UserError: another program made them than those that the model was trained on.
@@ -78,7 +81,7 @@ class FileModality:
                 f"{table.width}; the model was trained on {self.extractor} {self.version} of "
                 f"width {self.width}"
             )
-        return (features - self.mean) / self.deviation
+        return np.clip((features - self.mean) / self.deviation, -LARGEST, LARGEST)
 
 
 class MultimodalEncoder:
