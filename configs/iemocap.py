@@ -18,9 +18,9 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, and
-    ``sent_emo_context`` and ``fmerl`` are other systems.
+    ``sent_emo_context`` and ``fmerl`` are other systems, ``fmerl_paper`` the latter's own recipe.
     """
-    check_variant(variant, ("paper", "encoder", "sent_emo_context", "fmerl"))
+    check_variant(variant, ("paper", "encoder", "sent_emo_context", "fmerl", "fmerl_paper"))
     config = base_config()
     config.data.name = "iemocap"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
@@ -33,8 +33,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.normalize_input = False
         config.train.learning_rate = 1e-4  # the rest is base_config's: batch 32, 100 epochs
         return config
-    if variant == "fmerl":
-        return fmerl(config)
+    if variant.startswith("fmerl"):
+        config = fmerl(config, variant)
+        if variant == "fmerl_paper":
+            config.train.learning_rate = 1e-4
+            config.train.batch_size = 16
+        return config
     if variant == "encoder":
         return fine_tune(config)
     if variant == "sent_emo_context":

@@ -23,9 +23,9 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, and
-    ``sent_emo_context`` and ``fmerl`` are other systems.
+    ``sent_emo_context`` and ``fmerl`` are other systems, ``fmerl_paper`` the latter's own recipe.
     """
-    check_variant(variant, ("paper", "encoder", "sent_emo_context", "fmerl"))
+    check_variant(variant, ("paper", "encoder", "sent_emo_context", "fmerl", "fmerl_paper"))
     config = base_config()
     config.data.name = "meld"
     config.train.select_metric = "weighted_f1"  # what the paper's table compares
@@ -38,9 +38,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.normalize_input = False
         config.train.learning_rate = 4e-5  # the rest is base_config's: batch 32, 100 epochs
         return config
-    if variant == "fmerl":
-        config = fmerl(config)
+    if variant.startswith("fmerl"):
+        config = fmerl(config, variant)
         config.fmerl.learned_gates = False  # as SDT has it on MELD
+        if variant == "fmerl_paper":
+            config.train.learning_rate = 1e-5
+            config.train.batch_size = 256
         return config
     if variant == "encoder":
         return fine_tune(config)
