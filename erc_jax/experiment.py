@@ -118,6 +118,7 @@ def prepare(
             system.targets(corpus.splits[split]),
             tables=_tables(config, corpus, split),
             progress=Counter(f"{split} features"),
+            where=split,
         )
         for split in splits
     }
@@ -323,6 +324,7 @@ def to_arrays(
     tables: Tables | None = None,
     cached: bool = True,
     progress: Counter | None = None,
+    where: str = "",
 ) -> Split:
     """What a system reads of some dialogues: features, or tokens.
 
@@ -334,6 +336,7 @@ def to_arrays(
       tables: features of the modalities that come from files.
       cached: whether features are looked up in the cache, and kept there.
       progress: shown while features are made.
+      where: what the dialogues are, for what is said about their modalities.
     """
     if tables and not isinstance(encoder, MultimodalEncoder):
         raise UserError("this run reads no feature files; runs of fmerl do")
@@ -348,7 +351,9 @@ def to_arrays(
             )
     features: Any
     if isinstance(encoder, MultimodalEncoder):
-        features = encoder.encode(dialogues, tables or {}, cached=cached, progress=progress)
+        features = encoder.encode(
+            dialogues, tables or {}, cached=cached, progress=progress, where=where
+        )
     elif cached:
         features = utterance_features(dialogues, encoder, progress=progress)
     else:

@@ -173,7 +173,8 @@ class MultimodalEncoder:
                 scaled = file.scaled(found, tables[name], place)
                 features[name] = np.where(present[name][:, None], scaled, 0).astype(np.float32)
             if missing := int((~present[name]).sum()):
-                say(f"Note: {missing:,} of {n_utterances:,} {where} utterances have no {name}")
+                total = f"{n_utterances:,} {where}".strip()
+                say(f"Note: {missing:,} of {total} utterances have no {name}")
         return Modalities(features, present)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +82,7 @@ class Corpus:
         return dataclasses.replace(self, splits=splits, labels=labels)
 
     def holding_out(self, unseen: Sequence[str]) -> Corpus:
-        """The same, but that some emotions occur in the test split only: nothing is learned of them.
+        """The same with some emotions in the test split only, so that nothing is learned of them.
 
         Raises:
           UserError: the corpus has no such emotion, or none is left.
@@ -129,23 +131,26 @@ class Corpus:
         """The scale of the ratings of valence, arousal and dominance; None where nothing is rated.
 
         Raises:
-          UserError: there are ratings without a scale, or with more than one.
+          UserError: there are ratings without a scale, with a wrong one, or with more than one.
         """
-        scales = {
-            tuple(dialogue.extra.get("vad_scale", ()))
-            for dialogues in self.splits.values()
-            for dialogue in dialogues
-            if any(utterance.vad for utterance in dialogue.utterances)
-        }
-        if not scales:
-            return None
-        if len(scales) > 1 or len(found := min(scales)) != 2:
-            raise UserError(
-                f"{self.name}: the scale of valence, arousal and dominance is "
-                f"{' or '.join(str(list(scale)) for scale in sorted(scales))}; expected one for "
-                'all dialogues, such as "vad_scale": [1, 5] beside "utterances"'
-            )
-        return float(found[0]), float(found[1])
+        scales: list[Any] = []
+        for dialogues in self.splits.values():
+            for dialogue in dialogues:
+                scale = dialogue.extra.get("vad_scale")
+                if scale not in scales and any(utterance.vad for utterance in dialogue.utterances):
+                    scales.append(scale)
+        match scales:
+            case []:
+                return None
+            case [[int() | float() as low, int() | float() as high]] if (
+                -math.inf < low < high < math.inf
+            ):
+                return float(low), float(high)
+        found = " or ".join("missing" if s is None else json.dumps(s) for s in scales)
+        raise UserError(
+            f"{self.name}: the scale of valence, arousal and dominance is {found}; expected one "
+            'for all dialogues, low before high, such as "vad_scale": [1, 5] beside "utterances"'
+        )
 
 
 def _as_context(dialogues: Sequence[Dialogue], emotions: Sequence[str]) -> list[Dialogue]:
