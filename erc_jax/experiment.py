@@ -559,7 +559,7 @@ def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
     )
     restored, _ = checkpoints.restore_best({"params": target}, partial=True)
     params = restored["params"]
-    if system.learns_space:
+    if system.has_reference:
         params = {**params, REFERENCE: _load_reference(folder, params)}
     return Run(system, params, encoder, labels, meta["selection"])
 

@@ -303,7 +303,7 @@ class Trainer:
     def with_reference(self, params: Params) -> Params:
         """Parameters with what the system reads off the data (``System.fit_reference``)."""
         experiment, split = self.experiment, self.config.train.select_on
-        if not experiment.system.learns_space:
+        if not experiment.system.has_reference:
             return params
         selection = experiment.examples[split]
         # On a dialogue that is in the training split, too, nearest neighbours find it itself: it

@@ -90,8 +90,11 @@ class System(abc.ABC):
     inputs = "features"
 
     # Whether it learns a space in which distances tell emotions: it then has ``embed`` and
-    # ``with_support``, and predicts with what ``fit_reference`` gives.
+    # ``with_support``.
     learns_space = False
+
+    # Whether it predicts with what ``fit_reference`` gives.
+    has_reference = False
 
     # Utterances of the longest dialogue that it reads; None is as many as there are.
     longest: int | None = None

@@ -11,7 +11,8 @@ Where the paper is silent: vectors are compared as f = P H, with a learned map P
 their widths differ; of descriptions' vectors, their mean is left out (``fmerl.centred``, ours);
 the contrast is with the distinct emotions of the batch
 (``fmerl.negatives="classes"``); similarities are divided by a temperature; ratings are brought to
-[0, 1] to be learned, and back to be reported; what is not rated is masked.
+[0, 1] to be learned, and back to be reported; what is not rated is masked. Where emotions are held
+out of training, the trained ones' lead is taken from them (``zero_shot.give_up``, ours).
 
 The model reads the whole dialogue, later turns too: a label can change when the conversation goes
 on.
@@ -36,7 +37,7 @@ from erc_jax.data.labels import LabelSpace
 from erc_jax.data.modalities import MODALITIES, Modalities
 from erc_jax.layers.fusion import Fusion
 from erc_jax.losses import contrast, masked_squared_error
-from erc_jax.systems import Params, Run, System, Task
+from erc_jax.systems import REFERENCE, Params, Run, System, Task
 
 
 class RatingNet(nn.Module):
@@ -129,6 +130,8 @@ class Fmerl(System):
         self._how = how
         self._encoder = encoder
         self._unseen = tuple(name for name in config.zero_shot.unseen.split(",") if name)
+        self._give_up = config.zero_shot.give_up
+        self.has_reference = bool(self._unseen and self._give_up)
         self._rated = tuple(d for d in how.vad.dimensions if labels.vad_scale is not None)
         self.notes: Sequence[str] = ()
         if how.vad.dimensions and not self._rated:
@@ -138,8 +141,8 @@ class Fmerl(System):
             )
         # All phrases are alike (cosines of 0.95 and more), for they name the same three dimensions.
         # Without what they share, what is left tells the emotions apart.
-        seen = [emotion for emotion in labels.emotions if emotion not in self._unseen]
-        self._shared = self._embed(labels, seen).mean(axis=0) if how.centred else 0.0
+        self._trained = [e for e in labels.emotions if e not in self._unseen]
+        self._shared = self._embed(labels, self._trained).mean(axis=0) if how.centred else 0.0
         self._set_labels(labels)
         fusion = Fusion(
             modalities=tuple(name for name in MODALITIES if name in how.modalities),
@@ -223,11 +226,35 @@ class Fmerl(System):
     def predict(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """``emotion``: probabilities; ``similarity``: cosines; ``vad``: ratings in [0, 1]."""
         cosines, ratings = self._outputs(params, batch, None)
+        lead: Any = 0.0  # of the trained emotions, which is taken from them
+        if REFERENCE in params:
+            lead = params[REFERENCE]["lead"] * self._seen()
         predicted = {
-            "emotion": jax.nn.softmax(cosines / self._how.temperature),
+            "emotion": jax.nn.softmax((cosines - lead) / self._how.temperature),
             "similarity": cosines,
         }
         return predicted if ratings is None else predicted | {"vad": ratings}
+
+    def _seen(self) -> np.ndarray:
+        """bool [C], whether training saw an emotion."""
+        return np.array([emotion in self._trained for emotion in self._labels.emotions])
+
+    def fit_reference(self, params: Params, run: Run, train: Split, selection: Split) -> Params:
+        """Adds ``lead``: by how much trained emotions' cosines are lowered in favour of unseen ones.
+
+        It is the largest one with which no more than ``zero_shot.give_up`` of the utterances of
+        ``selection`` that get the right one of the trained emotions get an unseen one instead.
+        """
+        del train
+        labels = selection.labels["emotion"]
+        cosines = run(self.predict, params, selection)["similarity"]
+        seen = self._seen()
+        right = np.where(seen, cosines, -np.inf).argmax(-1) == labels  # never where not labelled
+        lead = 0.0
+        if right.any():
+            ahead = cosines[right, labels[right]] - cosines[right][:, ~seen].max(-1)
+            lead = np.sort(ahead)[int(self._give_up * len(ahead))]
+        return {**params, REFERENCE: {"lead": jnp.float32(lead)}}
 
     def _on_scale(self, ratings: np.ndarray) -> np.ndarray:
         assert self._labels.vad_scale is not None

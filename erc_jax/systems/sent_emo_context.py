@@ -126,6 +126,7 @@ class SentEmoContext(System):
     """The system: labels, the two losses, and classification in the learned space."""
 
     learns_space = True
+    has_reference = True
     longest = 1024  # each head scores all pairs of a dialogue's utterances
 
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):
