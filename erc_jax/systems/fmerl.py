@@ -240,7 +240,7 @@ class Fmerl(System):
         return np.array([emotion in self._trained for emotion in self._labels.emotions])
 
     def fit_reference(self, params: Params, run: Run, train: Split, selection: Split) -> Params:
-        """Adds ``lead``: by how much trained emotions' cosines are lowered in favour of unseen ones.
+        """Adds ``lead``: by how much trained emotions' cosines are lowered, for unseen ones' sake.
 
         It is the largest one with which no more than ``zero_shot.give_up`` of the utterances of
         ``selection`` that get the right one of the trained emotions get an unseen one instead.
