@@ -35,6 +35,7 @@ from erc_jax.data.batching import Batch, Split
 from erc_jax.data.dialogue import VAD, Dialogue
 from erc_jax.data.labels import LabelSpace
 from erc_jax.data.modalities import MODALITIES, Modalities
+from erc_jax.errors import UserError
 from erc_jax.layers.fusion import Fusion
 from erc_jax.losses import contrast, masked_squared_error
 from erc_jax.systems import REFERENCE, Params, Run, System, Task
@@ -127,6 +128,12 @@ class Fmerl(System):
           encoder: embeds the descriptions.
         """
         how = config.fmerl
+        if not how.modalities:
+            raise UserError(f"fmerl.modalities is empty; expected some of {', '.join(MODALITIES)}")
+        if how.width % how.heads:
+            raise UserError(
+                f"fmerl.heads is {how.heads}, which does not divide fmerl.width, {how.width}"
+            )
         self._how = how
         self._encoder = encoder
         self._unseen = tuple(name for name in config.zero_shot.unseen.split(",") if name)
@@ -166,7 +173,15 @@ class Fmerl(System):
         self._labels = labels
         self.tasks: Sequence[Task] = (Task("emotion", labels.emotions, labels.neutral),)
         vectors = self._embed(labels, labels.emotions) - self._shared
-        self._emotion_vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        if lengths.min() < 1e-4:  # nothing but rounding is left without what they share
+            alike = [e for e, n in zip(labels.emotions, lengths[:, 0], strict=True) if n < 1e-4]
+            raise UserError(
+                f"descriptions of {', '.join(alike)} are embedded alike, so that nothing tells "
+                "these emotions apart; describe them in other words, see config.data.annotation "
+                "and --descriptions"
+            )
+        self._emotion_vectors = vectors / lengths
 
     def _embed(self, labels: LabelSpace, emotions: Sequence[str]) -> np.ndarray:
         """Vectors float32 [C, E] of length 1 of what describes some emotions."""

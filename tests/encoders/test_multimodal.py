@@ -185,3 +185,15 @@ def test_the_checksum_is_of_all_that_decides(text):
     ]
     assert len(set(sums)) == len(sums)
     assert encoder_of(text, audio=table()).sha256 == sums[1]
+
+
+def test_leaps_are_clipped():
+    """A channel that hardly varies in training may leap elsewhere."""
+    train = table()
+    encoder = encoder_of(audio=train)
+    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
+    factors = np.array([-1e6, -9.9, 0, 9.9, 1e6], np.float32)
+    other = dataclasses.replace(train, features=mean + factors[:, None] * deviation)
+    found = encoder.encode(DIALOGUES, {"audio": other}).features["audio"]
+    expected = np.broadcast_to(np.array([-10, -9.9, 0, 9.9, 10])[:, None], (5, 3))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
