@@ -309,7 +309,9 @@ class Trainer:
         # On a dialogue that is in the training split, too, nearest neighbours find it itself: it
         # says nothing about the choice.
         seen = seen_in_training(experiment.corpus, split)[selection.dialogue_of]
-        unseen = {task: np.where(seen, UNLABELLED, of) for task, of in selection.labels.items()}
+        unseen = {task: of.copy() for task, of in selection.labels.items()}
+        for of_task in unseen.values():
+            of_task[seen] = UNLABELLED
         return experiment.system.fit_reference(
             params,
             self.predictor.run,
