@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from erc_jax import metrics
+from erc_jax.clouds import rating_clouds
 from erc_jax.config import load_config
 from erc_jax.data.dialogue import VAD, decode, parse_json, read_bytes, text_lines
-from erc_jax.drawing import confusion_matrices, label_histogram, rating_clouds
+from erc_jax.drawing import confusion_matrices, label_histogram
 from erc_jax.errors import UserError
 from erc_jax.experiment import FMERL, best_run, seed_folders
 from erc_jax.progress import say
@@ -66,7 +66,7 @@ def run_figures(workdir: Path) -> list[Path]:
         folder = best_run(config, workdir)
         seed = {run: seed for seed, run in seed_folders(config, workdir)}[folder]
         epochs = {r["seed"]: r["best_epoch"] for r in content["run"].get("checkpoints", [])}
-    stages = _stages(config, folder, names, epochs.get(seed))
+    stages = _stages(config, workdir, folder, names, epochs.get(seed))
 
     of_seeds = f", sum of {len(seeds)} seeds" if len(seeds) > 1 else ""
     files = []
@@ -104,13 +104,14 @@ class _Predictions:
 
 
 def _stages(
-    config: ConfigDict, folder: Path, names: Sequence[str], epoch: int | None
+    config: ConfigDict, workdir: Path, folder: Path, names: Sequence[str], epoch: int | None
 ) -> dict[str, _Predictions]:
     """Predictions of the split that the checkpoint was chosen on, early and of that checkpoint.
 
     Args:
       config: of the run.
-      folder: of the run, or of one seed's.
+      workdir: of the run.
+      folder: the same or, of several seeds, the one that predicts.
       names: the classes.
       epoch: which was chosen, if that is known.
 
@@ -118,9 +119,15 @@ def _stages(
       Title to predictions; the early ones only where the run kept them; nothing where nothing is
       to be drawn of them.
     """
-    early, best = (folder / f"{s}_{config.train.select_on}.jsonl" for s in ("early", "predictions"))
+    split = config.train.select_on
+    early, best = folder / f"early_{split}.jsonl", folder / f"predictions_{split}.jsonl"
     if not early.is_file() and not (config.system == FMERL and best.is_file()):
         return {}
+    if not best.is_file():
+        raise UserError(
+            f"{best} is missing; write it anew: python -m erc_jax.main --workdir {workdir} "
+            f"--mode evaluate --split {split}"
+        )
     learned = config.fmerl.vad.dimensions if config.system == FMERL else ()
     dimensions = [dimension for dimension in VAD if dimension in learned]
     chosen = "chosen checkpoint" + (f" (epoch {epoch})" if epoch else "")
@@ -132,7 +139,7 @@ def _stages(
             f"{early} and {best} are not of the same utterances; was one of them cut off, or the "
             "corpus changed? Restore the file, or train again in another workdir"
         )
-    return stages
+    return stages if len(last.emotions) else {}
 
 
 def _read_predictions(path: Path, names: Sequence[str], dimensions: Sequence[str]) -> _Predictions:
@@ -155,7 +162,7 @@ def _read_predictions(path: Path, names: Sequence[str], dimensions: Sequence[str
                     continue
                 emotions.append(names.index(gold["emotion"]))
                 predicted.append(names.index(utterance["emotion"]))
-                if "vad" in utterance:
+                if dimensions and "vad" in utterance:
                     vad.append([float(utterance["vad"][d]) for d in dimensions])
                 rated = gold.get("vad", {})
                 ratings.append([float(rated.get(d, np.nan)) for d in dimensions])
@@ -201,7 +208,7 @@ def _stage_figures(
         )
     if len(best.dimensions) < 2:
         return files
-    of_scale = "" if best.scale is None else " ({:g} to {:g})".format(*best.scale)
+    of_scale = "" if best.scale is None else " (scale {:g} to {:g})".format(*best.scale)
     return files + rating_clouds(
         {panel: of_stage.vad for panel, of_stage in stages.items()},
         best.ratings,
@@ -209,7 +216,7 @@ def _stage_figures(
         names,
         [dimension + of_scale for dimension in best.dimensions],
         folder / "vad.png",
-        f"{title}: what is predicted of each true emotion",
+        f"{title}: predicted ratings of each true emotion",
     )
 
 
