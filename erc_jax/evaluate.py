@@ -256,6 +256,8 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
         )
     if split == "train" and trained.system.learns_space:
         say("Note: on the training split, nearest neighbours find the utterances themselves")
+    # What describes the emotions may have changed since; the run's system has what it learned from.
+    experiment = dataclasses.replace(experiment, system=trained.system)
     predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
     results = [
         score_run(predictor, run.params, experiment, split, folder) for _, folder, run in runs

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from erc_jax import chat_flags
 from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
+from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -105,7 +106,10 @@ def _evaluate(workdir: Path) -> None:
 
 
 # Fields that may be given anew for a finished run: files may have moved.
-_MOVABLE = ("data.source", "encoder", "train.batch_size", "log_every")
+_MOVABLE = (
+    *("data.source", "data.annotation", "encoder", "train.batch_size", "log_every"),
+    *(f"data.features.{modality}" for modality in MODALITIES),
+)
 
 
 def _overrides_of_finished(workdir: Path) -> dict[str, Any]:
@@ -150,7 +154,6 @@ def _predict(workdir: Path) -> None:
 def _feature_files() -> dict[str, Any]:
     """Modality to the features in the file that --features names."""
     from erc_jax.data.feature_files import load_feature_file
-    from erc_jax.data.modalities import MODALITIES
 
     tables = {}
     for named in _FEATURES.value:

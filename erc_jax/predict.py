@@ -110,8 +110,14 @@ class Recognizer:
 
         Raises:
           UserError: the folder is not a workdir, nothing in it can be read, the encoder is not the
-            one that the model was trained with, or the support names fewer than two emotions.
+            one that the model was trained with, fewer than two emotions are named, or they are
+            given both by support and otherwise.
         """
+        if support is not None and (emotions or descriptions):
+            raise UserError(
+                "--support gives the emotions by examples, --emotions and --descriptions by "
+                "phrases; leave one of them out"
+            )
         run = load_run(Path(workdir), encoder)
         if emotions or descriptions:
             system = run.system.with_emotions(_labels_of(run.labels, emotions, descriptions))
