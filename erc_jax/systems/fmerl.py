@@ -185,9 +185,12 @@ class Fmerl(System):
 
     def _embed(self, labels: LabelSpace, emotions: Sequence[str]) -> np.ndarray:
         """Vectors float32 [C, E] of length 1 of what describes some emotions."""
-        phrases = list(emotions)
-        if self._how.descriptions == "phrase" and labels.descriptions:
-            phrases = [labels.descriptions.get(emotion, emotion) for emotion in phrases]
+        phrases = list(emotions)  # of an emotion that nothing describes, its name
+        described = labels.descriptions or {}
+        if self._how.descriptions == "phrase":
+            phrases = [described.get(emotion, emotion) for emotion in emotions]
+        elif self._how.descriptions == "named_phrase":
+            phrases = [f"{e}: {described[e]}" if e in described else e for e in emotions]
         return self._encoder.encode(phrases, normalize=True)
 
     def with_emotions(self, labels: LabelSpace) -> System:
