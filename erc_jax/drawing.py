@@ -53,8 +53,8 @@ def confusion_matrices(
     for confusion in confusions.values():
         if np.shape(confusion) != (len(names), len(names)):
             raise ValueError(f"{len(names)} names for a confusion matrix {np.shape(confusion)}")
-    # A cell of 0.62 inches holds a count of six digits above its share.
-    side = max(0.62 * len(names), 2.5)
+    # A cell of 0.62 inches holds a count of six digits above its share; 2.8 hold what is below.
+    side = max(0.62 * len(names), 2.8)
     figure, grid = new_figure(side, side, columns=len(confusions), gaps=(0, 0.3))
     for axes, (panel, confusion) in zip(grid[0], confusions.items(), strict=True):
         axes.set_title(panel, loc="left", **LITERAL)
@@ -92,7 +92,7 @@ def _draw_confusion(axes: Axes, confusion: np.ndarray, names: Sequence[str]) -> 
     axes.set_yticks(places[1:] - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
-    axes.set_xlabel("predicted; percentage and shade: share of the row")
+    axes.set_xlabel("predicted\npercentage and shade: share of the row")
 
 
 def label_histogram(

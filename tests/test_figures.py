@@ -1,5 +1,6 @@
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,18 @@ def test_nothing_overlaps_in_a_confusion_matrix(n_classes, tmp_path, drawn):
     confusion_matrices({"": confusion}, names, tmp_path / "c.png", "title " * 10)
     (axes,) = drawn[0].axes
     assert not overlaps([*axes.texts, *axes.get_yticklabels()])
+
+
+def test_nothing_overlaps_in_two_small_matrices(tmp_path, drawn):
+    eye = np.eye(2, dtype=int)
+    titles = ["after the first epoch", "chosen checkpoint (epoch 100)"]
+    confusion_matrices(dict.fromkeys(titles, eye), ["a", "b"], tmp_path / "c.png", "title")
+    drawn[0].draw_without_rendering()
+    left, right = drawn[0].axes
+    ticks = [tick for axes in (left, right) for tick in axes.get_xticklabels()]
+    assert not overlaps([*drawn[0].texts, left.xaxis.label, right.xaxis.label, *ticks])
+    below = left.get_tightbbox().x1, right.get_tightbbox().x0
+    assert below[0] < below[1]  # titles and labels keep to their own panel
 
 
 def test_label_histogram(tmp_path, drawn):
@@ -233,7 +246,7 @@ def test_shapes_that_do_not_fit(tmp_path):
 
 VAD = ("valence", "arousal", "dominance")
 # Two dialogues: true emotion (None: unlabelled), given ratings, predicted emotion and ratings.
-SAID = [
+SAID: list[list[Any]] = [
     [
         ("joy", [4.0, 3.0, 3.0], "joy", [3.5, 3.0, 3.0]),
         ("joy", [5.0, 5.5, 3.0], "neutral", [4.5, 4.0, 3.0]),  # off the scale
@@ -337,7 +350,7 @@ def test_clouds_of_ratings(rated, drawn):
 
     # What is predicted of labelled utterances, by what they are.
     (points,) = artists(best, PathCollection, "joy")
-    np.testing.assert_allclose(points.get_offsets(), [[3.5, 3], [4.5, 4], [4, 5]])
+    np.testing.assert_allclose(points.get_offsets(), [[3.5, 3.0], [4.5, 4.0], [4.0, 5.0]])
     assert points.get_alpha() < 0.5
     (points,) = artists(best_below, PathCollection, "fear")
     np.testing.assert_allclose(points.get_offsets(), [[2, 2.5], [3, 1.5]])
