@@ -1,10 +1,10 @@
 """An experiment's parts, made from its config: corpus, encoder, system, arrays; and its workdir.
 
 A workdir holds config.json, metrics.json, and per run metrics.jsonl, TensorBoard events,
-checkpoints/, predictions_<split>.jsonl and, where a system predicts with what it has read off the
-data, reference.safetensors. With several seeds each seed's run lies in
-seeds/<seed>/, a workdir of its own; the workdir itself then holds what is said of all seeds, and
-the predictions of the best.
+checkpoints/, predictions_<split>.jsonl, early_validation.jsonl (what the first epoch predicted)
+and, where a system predicts with what it has read off the data, reference.safetensors. With several
+seeds each seed's run lies in seeds/<seed>/, a workdir of its own; the workdir itself then holds
+what is said of all seeds, and the predictions of the best.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def trained(monkeypatch):
         ),
         (
             "--config quickstart --config.qqqqqq=3",
-            "--config.qqqqqq: there is no such field; known are data.first_shift, data.",
+            "--config.qqqqqq: there is no such field; known are data.annotation, data.",
         ),
         (
             "--config quickstart --config.train.epochs=abc",
@@ -56,12 +56,19 @@ def trained(monkeypatch):
         ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
         (
             "--mode=label",
-            "flag --mode=label: value should be one of <train|evaluate|predict|few_shot|figures>",
+            "flag --mode=label: value should be one of "
+            "<train|evaluate|predict|few_shot|figures|annotate>",
         ),
         ("--config quickstart extra", "unexpected arguments: extra"),
         ("--config quickstart", "--workdir is missing"),
         ("--workdir x", "--mode train needs --config"),
         ("--workdir x --mode predict", "--mode predict needs --input"),
+        ("--workdir x --emotions joy,envy", "--emotions is for --mode predict, not train"),
+        (
+            "--workdir x --mode evaluate --descriptions mine.json",
+            "--descriptions is for --mode predict, not evaluate",
+        ),
+        ("--workdir x --mode figures --support x", "--support is for --mode predict, not figures"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(command, arguments, message):
@@ -122,6 +129,9 @@ def test_what_may_be_given_anew_when_a_run_is_evaluated(command, tmp_path, monke
     assert command(*evaluate) is None
     assert command(*evaluate, "--config", "own", "--config.data.source=here") is None
     assert asked == [(tmp_path, "test", {}), (tmp_path, "test", {"data.source": "here"})]
+    moved = ["data.annotation", *(f"data.features.{name}" for name in ("text", "audio", "visual"))]
+    assert command(*evaluate, "--config", "own", *(f"--config.{f}=here" for f in moved)) is None
+    assert asked[2:] == [(tmp_path, "test", dict.fromkeys(moved, "here"))]
     told = command(*evaluate, "--config", "meld")
     assert "holds a run on own, but --config is for meld" in told
     told = command(*evaluate, "--config", "own", "--noconfig.tasks.shift")

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from erc_jax import Recognizer, UserError
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import save_config
+from erc_jax.data.feature_files import FeatureTable, save_feature_file
 from erc_jax.data.labels import SENTIMENTS, SHIFTS
 from erc_jax.evaluate import evaluate_file
 from erc_jax.experiment import prepare
@@ -199,6 +201,30 @@ def test_an_encoder_that_is_gone_or_changed(tmp_path):
     write_encoder(tmp_path / "encoder", hidden_size=16)
     with pytest.raises(UserError, match="not the encoder that the model was trained with"):
         Recognizer.from_pretrained(workdir)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--emotions", "joy,envy"), "this run names the emotions that it was trained on; runs of"),
+        (("--descriptions", "{file}"), "this run names the emotions that it was trained on; runs"),
+        (("--features", "audio={file}.npz"), "this run reads no feature files; runs of fmerl do"),
+        (
+            ("--support", "{file}", "--descriptions", "{file}"),
+            "--support gives the emotions by examples, --emotions and --descriptions by phrases; "
+            "leave one of them out",
+        ),
+    ],
+    ids=lambda x: "" if isinstance(x, str) else x[0],
+)
+def test_what_runs_of_another_system_cannot_do(predict, tmp_path, arguments, message):
+    file = tmp_path / "file.json"
+    file.write_text('{"joy": "Valence: positive"}')
+    one = FeatureTable(np.ones((1, 2), np.float32), np.array(["t1"]), np.array([1]), "mine", "")
+    save_feature_file(f"{file}.npz", one)
+    source = write_lines(tmp_path / "talk.jsonl", TALK)
+    error, _ = predict("--input", source, *(a.format(file=file) for a in arguments))
+    assert error.startswith(f"Error: {message}")
 
 
 def test_labelled_conversations_are_scored(workdir, place, tmp_path):

@@ -67,7 +67,7 @@ def test_a_run_leaves_what_is_documented(run):
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
         *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json"),
-        *("predictions_validation.jsonl", "predictions_test.jsonl"),
+        *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
     }
     assert dict(flatten(load_config(workdir))) == dict(flatten(config))
 

@@ -582,7 +582,7 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
         *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json", "encoder"),
-        *("predictions_validation.jsonl", "predictions_test.jsonl"),
+        *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
     }
 
 

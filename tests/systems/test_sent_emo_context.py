@@ -809,7 +809,8 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
         *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json"),
-        *("predictions_validation.jsonl", "predictions_test.jsonl", "reference.safetensors"),
+        *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
+        "reference.safetensors",
     }
 
 
