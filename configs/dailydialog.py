@@ -24,8 +24,8 @@ from erc_jax.config import (
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
-    Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder;
-    ``sent_emo_context`` is another system, ``sent_emo_context_paper`` its paper's recipe, and
+    Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, ``fmerl`` and
+    ``sent_emo_context`` are other systems, ``sent_emo_context_paper`` is the latter's paper's and
     ``direct``, ``direct_six``, ``isolated_mlp`` and ``isolated_lstm`` are its baselines.
     """
     check_variant(variant, ("paper", "encoder", "fmerl", *SENT_EMO_CONTEXT))

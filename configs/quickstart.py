@@ -11,7 +11,7 @@ from erc_jax.config import base_config, check_variant, fine_tune, fmerl, sent_em
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment; ``encoder`` fine-tunes, ``sent_emo_context`` is another system."""
+    """The experiment; ``encoder`` fine-tunes; ``sent_emo_context``, ``fmerl``: other systems."""
     check_variant(variant, ("encoder", "sent_emo_context", "fmerl"))
     config = base_config()
     config.data.name = "sample"

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from erc_jax.answers import AnswerFile, Question, ask_all
 from erc_jax.chat import ChatClient
-from erc_jax.data.annotation import MANIFEST, Place, places_of, save_annotation
+from erc_jax.data.annotation import DESCRIPTIONS, MANIFEST, Place, places_of, save_annotation
 from erc_jax.data.corpora import load_corpus
 from erc_jax.data.descriptions import PACKAGED, load_object, read_descriptions
 from erc_jax.data.dialogue import VAD, Dialogue, write_whole
@@ -211,7 +211,16 @@ def _read(config: ConfigDict, output: Path, made_by: Mapping[str, Any]) -> _Corp
         "sha256": corpus.sha256,
         "keep_unlabelled": data.keep_unlabelled,  # utterances' places depend on it
     }
-    if (output / MANIFEST).is_file():
+    if not (output / MANIFEST).is_file():
+        # Conversations have the same names, and so do ratings that people are still working on.
+        mine = output / "answers.jsonl"
+        for name in (*(f"{split}.jsonl" for split in corpus.splits), DESCRIPTIONS):
+            if (output / name).exists() and not mine.is_file():
+                raise UserError(
+                    f"{output / name} is there already and is no annotation's; choose another "
+                    "--output"
+                )
+    else:
         there, here = load_object(output / MANIFEST), {**made_by, "corpus": facts}
         for key in ("annotator", "model", "lexicon", "corpus"):
             if there.get(key) != here.get(key):

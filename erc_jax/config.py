@@ -262,6 +262,7 @@ def fmerl(config: ConfigDict, variant: str = "fmerl") -> ConfigDict:
         how.width = how.ffn = 1024
         how.description_encoder = "FacebookAI/roberta-large"
         how.centred = False
+        config.zero_shot.give_up = 0.0
         config.model.normalize_input = False
         config.model.dropout = 0.5
         config.train.epochs = 150

@@ -244,7 +244,7 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
             f"{experiment.corpus.sha256[:8]} here, {meta['corpus']['sha256'][:8]} there"
         )
     runs = [
-        (seed, folder, load_run(folder, experiment.encoder))
+        (seed, folder, load_run(folder, experiment.encoder, experiment.description_encoder))
         for seed, folder in seed_folders(config, workdir)
     ]
     trained = runs[0][2]
@@ -253,6 +253,12 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
             f"{config.data.name}: the labels are not those that {workdir} was trained with: "
             f"{_classes(experiment.system)} there, {_classes(trained.system)} in the run. Score "
             "conversations with the run's labels: --mode evaluate --input FILE"
+        )
+    here, there = experiment.corpus.labels.vad_scale, trained.labels.vad_scale
+    if there is not None and here != there:
+        raise UserError(
+            f"{config.data.name}: the scale of valence, arousal and dominance is {here} here and "
+            f"{there} in {workdir}; see config.data.annotation"
         )
     if split == "train" and trained.system.learns_space:
         say("Note: on the training split, nearest neighbours find the utterances themselves")
@@ -395,6 +401,11 @@ def label_dialogues(
             if gold and "probabilities" not in given:
                 utterance["gold"] = gold
             utterances.append(utterance)
-        records.append({**record, "utterances": utterances})
+        about = system.about()
+        if moved := {
+            key: record[key] for key in about if record.get(key, about[key]) != about[key]
+        }:
+            about = {**about, "gold": moved}
+        records.append({**record, **about, "utterances": utterances})
         start = end
     return records

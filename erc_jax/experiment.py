@@ -37,6 +37,7 @@ from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
 from erc_jax.data.feature_files import load_split
 from erc_jax.data.features import save_features, stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
+from erc_jax.data.modalities import MODALITIES
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder, Tables
 from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
@@ -96,11 +97,17 @@ def prepare(
         encoder = load_encoder(config, sha256=encoder_sha256)
     elif config.system == FMERL:
         describer = load_description_encoder(config)
+        _say_what_may_leak(config)
     labels_seen = corpus.labels.counted(corpus.splits["train"])
     system = make_system(config, labels_seen, describer or encoder)
     for note in [*corpus.notes, *system.notes]:
         say(f"Note: {note}")
     for task, labels in system.targets(corpus.splits["train"]).items():
+        if (labels < 0).all() and task == "vad":
+            raise UserError(
+                f"{corpus.name}: no utterance of the training split is rated, but others are; give "
+                '--config.fmerl.vad.dimensions="()", or annotate the training split'
+            )
         if (labels < 0).all():
             raise UserError(
                 f"{corpus.name}: no utterance of the training split has a label of {task}; leave "
@@ -195,8 +202,8 @@ def described(
     """
     if bare := [emotion for emotion in emotions if emotion not in descriptions]:
         say(
-            f"Note: no description of {', '.join(bare)}: compared by the bare name; --descriptions "
-            "FILE gives one"
+            f"Note: no description of {', '.join(bare)}: compared by the bare name. In training, "
+            "descriptions.json of config.data.annotation gives one, in prediction --descriptions"
         )
     known = {emotion: descriptions[emotion] for emotion in emotions if emotion in descriptions}
     if tuple(emotions) == labels.emotions:
@@ -204,13 +211,38 @@ def described(
     return LabelSpace(tuple(emotions), descriptions=known, vad_scale=labels.vad_scale)
 
 
-def load_description_encoder(config: ConfigDict, sha256: str | None = None) -> SentenceEncoder:
-    """What embeds the descriptions of emotions."""
-    place = config.fmerl.description_encoder
+def load_description_encoder(
+    config: ConfigDict, named: Mapping[str, Any] | None = None
+) -> SentenceEncoder:
+    """What embeds the descriptions of emotions.
+
+    Args:
+      config: of the experiment.
+      named: what a run's checkpoint says of it; the encoder must then be that one.
+    """
+    place, sha256 = config.fmerl.description_encoder, None
+    if named is not None:
+        place, sha256 = _place_now(named), named["sha256"]
     try:
         return SentenceEncoder.from_pretrained(place, sha256=sha256)
     except UserError as error:
         raise UserError(f"fmerl.description_encoder: {error}") from error
+
+
+def _say_what_may_leak(config: ConfigDict) -> None:
+    """Says which inputs may know of emotions that are held out of training."""
+    unseen = config.zero_shot.unseen
+    if not unseen:
+        return
+    for place in (config.encoder, config.fmerl.description_encoder):
+        if (Path(place) / ENCODER).is_dir():
+            say(f"Note: {place} was fine-tuned on emotions; {unseen} may have been among them")
+    for modality in config.fmerl.modalities:
+        if place := config.data.features[modality]:
+            say(
+                f"Note: {modality} features come from {place}; were they learned with labels of "
+                f"{unseen}?"
+            )
 
 
 def _tables(config: ConfigDict, corpus: Corpus, split: str) -> dict[str, Any]:
@@ -260,7 +292,9 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
     owners = {
         "fine_tuning.": (FINE_TUNING, "encoder"),
         "sent_emo_context.": ("sent_emo_context", "sent_emo_context"),
-        **dict.fromkeys(("fmerl.", "zero_shot.", "data.features."), (FMERL, FMERL)),
+        **dict.fromkeys(
+            ("fmerl.", "zero_shot.", "data.features.", "data.annotation"), (FMERL, FMERL)
+        ),
     }
     for prefix, (system, variant) in owners.items():
         for field in there:
@@ -270,6 +304,18 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
                     f"{field} is for runs of {system}; give --config CONFIG:{variant}, or leave "
                     "the field out"
                 )
+    if config.zero_shot.unseen and config.init_from:
+        raise UserError(
+            f"zero_shot.unseen with init_from: {config.init_from} may have seen "
+            f"{config.zero_shot.unseen}; leave one of them out"
+        )
+    for modality in MODALITIES if config.system == FMERL else ():
+        place = config.data.features[modality]
+        if place not in ("", CORPUS_FEATURES) and modality not in config.fmerl.modalities:
+            raise UserError(
+                f"data.features.{modality} is {place}, but fmerl.modalities does not name "
+                f"{modality}; it is {', '.join(config.fmerl.modalities)}"
+            )
     how = config.fine_tuning
     if how.folds and config.init_from:
         raise UserError(
@@ -527,12 +573,17 @@ def best_meta(workdir: Path) -> dict[str, Any]:
     return Checkpointer(best_run(load_config(workdir), workdir)).best_meta()
 
 
-def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
+def load_run(
+    workdir: Path,
+    encoder: Encoder | str | None = None,
+    description_encoder: SentenceEncoder | None = None,
+) -> Run:
     """The best checkpoint of a workdir and the system that it belongs to.
 
     Args:
       workdir: of the run.
       encoder: the run's, if it is loaded already, or where it is now, if that has changed.
+      description_encoder: the run's, if it is loaded already.
 
     Raises:
       UserError: the folder is not a workdir, nothing in it can be read, or the encoder that it
@@ -548,7 +599,13 @@ def load_run(workdir: Path, encoder: Encoder | str | None = None) -> Run:
         encoder = _encoder_of(config, meta["encoder"], encoder)
     inner: Encoder = encoder
     if config.system == FMERL:
-        inner = load_description_encoder(config, meta["encoder"]["descriptions_sha256"])
+        named = meta["encoder"]["descriptions"]
+        if description_encoder and description_encoder.sha256 != named["sha256"]:
+            raise UserError(
+                f"{workdir} was trained with descriptions embedded by {named['name']}, SHA-256 "
+                f"{named['sha256']}; {description_encoder.name} is {description_encoder.sha256}"
+            )
+        inner = description_encoder or load_description_encoder(config, named)
     labels = labels_from_json(meta["labels"])
     system = make_system(config, labels, inner)
     blank = blank_batch(system, encoder)
@@ -574,22 +631,27 @@ def _encoder_of(config: ConfigDict, named: Mapping[str, Any], place: str | None)
     """
     if modalities := named.get("modalities"):
         text: Any = None
+        if place is not None and not modalities["text"]:
+            raise UserError("--encoder: this run's features come from files; it has no encoder")
         if of_text := modalities["text"]:
             text = _encoder_of(config, {**named, **of_text, "modalities": None}, place)
         files = {name: FileModality.from_json(of) for name, of in modalities["files"].items()}
         return MultimodalEncoder(text, files, sha256=named["sha256"])
-    if place is None:
-        # A folder, or a file, that was named relative to where the run was started.
-        name, folder = Path(named["name"]), Path(named.get("folder", ""))
-        place = named["name"]
-        if not name.exists():
-            file = folder / name.name
-            place = str(folder) if (folder / "config.json").is_file() else place
-            place = str(file) if file.is_file() else place
     try:
-        return load_encoder(config, place=place, sha256=named["sha256"])
+        return load_encoder(config, place=place or _place_now(named), sha256=named["sha256"])
     except UserError as error:
         raise UserError(f"{error}\nIf the encoder is elsewhere now: --encoder=PLACE") from error
+
+
+def _place_now(named: Mapping[str, Any]) -> str:
+    """Where an encoder is that was perhaps named relative to where the run was started."""
+    name, folder = Path(named["name"]), Path(named.get("folder", ""))
+    if not name.exists():
+        if (folder / name.name).is_file():
+            return str(folder / name.name)
+        if (folder / "config.json").is_file():
+            return str(folder)
+    return named["name"]
 
 
 def labels_to_json(labels: LabelSpace) -> dict[str, Any]:
@@ -625,7 +687,12 @@ def encoder_to_json(experiment: Experiment) -> dict[str, Any]:
     if isinstance(encoder, MultimodalEncoder):
         record["modalities"] = encoder.to_json()
     if experiment.description_encoder is not None:
-        record["descriptions_sha256"] = experiment.description_encoder.sha256
+        describer = experiment.description_encoder
+        record["descriptions"] = {
+            "name": describer.name,
+            "folder": str(describer.folder),
+            "sha256": describer.sha256,
+        }
     return record
 
 
@@ -646,6 +713,7 @@ def run_facts(
             "sha256": experiment.encoder.sha256,
             "width": experiment.encoder.width,
         },
+        **_modality_facts(experiment),
         "seeds": [run["seed"] for run in chosen],
         "selected_on": f"{config.train.select_on} {config.train.select_metric}",
         "checkpoints": list(chosen),
@@ -654,6 +722,28 @@ def run_facts(
         | {name: package_version(name) for name in ("erc-jax", "jax", "jaxlib", "flax", "optax")},
         "commit": commit_of_code(),
         "devices": [f"{jax.device_count()} x {jax.devices()[0].device_kind}", platform.machine()],
+    }
+
+
+def _modality_facts(experiment: Experiment) -> dict[str, Any]:
+    """Where each modality comes from and how many utterances lack it; what embeds descriptions."""
+    encoder, describer = experiment.encoder, experiment.description_encoder
+    if not isinstance(encoder, MultimodalEncoder) or describer is None:
+        return {}
+    facts: dict[str, dict[str, Any]] = {
+        name: {"extractor": file.extractor, "version": file.version, "width": file.width}
+        for name, file in encoder.files.items()
+    }
+    if encoder.text:
+        facts["text"] = {"extractor": encoder.text.name, "sha256": encoder.text.sha256}
+    for name, of in facts.items():
+        of["missing"] = {
+            split: int((~examples.features.present[name]).sum())  # type: ignore[attr-defined]
+            for split, examples in experiment.examples.items()
+        }
+    return {
+        "modalities": facts,
+        "description_encoder": {"name": describer.name, "sha256": describer.sha256},
     }
 
 

@@ -101,6 +101,11 @@ def _evaluate(workdir: Path) -> None:
             )
         )
         return
+    if _FEATURES.value:
+        raise UserError(
+            "--features is for --input; of a split, --config.data.features.audio=FOLDER and such "
+            "say where they are now"
+        )
     overrides = _overrides_of_finished(workdir) if _CONFIG.value else {}
     show_scores(evaluate_split(workdir, _SPLIT.value, overrides))
 
@@ -242,12 +247,15 @@ def _annotate() -> None:
     )
 
 
-_FLAGS_OF_MODES = {
-    "predict": ("support", "emotions", "descriptions"),
-    "few_shot": ("ways", "shots"),
-    "annotate": (
-        *("annotator", "lexicon", "dry_run"),
-        *("endpoint", "model", "requests_per_minute", "concurrency", "timeout", "max_tokens"),
+# Flags that only some modes read.
+_MODES_OF_FLAGS = {
+    **dict.fromkeys(("support", "emotions", "descriptions"), ("predict",)),
+    "features": ("predict", "evaluate"),
+    **dict.fromkeys(("ways", "shots"), ("few_shot",)),
+    **dict.fromkeys(("annotator", "lexicon", "dry_run"), ("annotate",)),
+    **dict.fromkeys(
+        ("endpoint", "model", "requests_per_minute", "concurrency", "timeout", "max_tokens"),
+        ("annotate",),
     ),
 }
 
@@ -267,10 +275,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
-        for mode, names in _FLAGS_OF_MODES.items():
-            given = [name for name in names if flags.FLAGS[name].present]
-            if given and _MODE.value != mode:
-                raise UserError(f"--{given[0]} is for --mode {mode}, not {_MODE.value}")
+        for name, modes in _MODES_OF_FLAGS.items():
+            if flags.FLAGS[name].present and _MODE.value not in modes:
+                raise UserError(f"--{name} is for --mode {' or '.join(modes)}, not {_MODE.value}")
         if _MODE.value == "annotate":
             _annotate()
             return
@@ -281,7 +288,7 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         sys.exit(f"Error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted. The same command goes on from the last checkpoint.")
+        sys.exit("\nInterrupted. The same command goes on from where it was.")
 
 
 def quiet_logs() -> None:

@@ -84,7 +84,7 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         table.add_column(name, no_wrap=True)
     for split in splits:
         block = content[split]
-        tasks = {k: v for k, v in block.items() if isinstance(v, dict) and "accuracy" in v}
+        tasks = {k: v for k, v in block.items() if isinstance(v, dict) and "per_class" in v}
         tasks = {k: v for k, v in tasks.items() if k not in ("std", "interval")}
         for task, scores in ({"emotion": block} | tasks).items():
             table.add_row(Text(split), task, *(_score(scores, headline) for headline in HEADLINES))
@@ -100,6 +100,14 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         cells = [f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")]
         table.add_row(Text(name), *cells, str(scores["support"]))
     console.print(table)
+    for dimension, scores in block.get("vad", {}).items():
+        if dimension != "std":
+            found = ", ".join(f"{name} {scores[name]:.3f}" for name in ("ccc", "pearson", "mse"))
+            console.print(f"{dimension}: {found}")
+    if scores := block.get("zero_shot"):
+        shown = ("unseen_recall", "unseen_f1", "seen_recall", "harmonic_mean")
+        found = ", ".join(f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in shown)
+        console.print(f"Held-out emotions: {found}")
     if content.get("run", {}).get("corpus", {}).get("synthetic"):
         console.print(
             "The corpus is synthetic: these scores say that the program works, "

@@ -273,6 +273,18 @@ class Trainer:
                     f"{workdir} holds a run on another {what}: SHA-256 {meta[what]['sha256']} "
                     f"there, {now.sha256} here. Choose another --workdir, or bring the files back."
                 )
+        here = {"labels": self.meta(Selection())["labels"], **encoder_to_json(self.experiment)}
+        there = {"labels": meta["labels"], **meta["encoder"]}
+        for what, of in (
+            ("labels", "emotions, their descriptions or their scale"),
+            ("descriptions", "the encoder of descriptions"),
+        ):
+            mine, its = (_of_descriptions(record.get(what)) for record in (here, there))
+            if mine != its:
+                raise UserError(
+                    f"{workdir} holds a run with other values of {of}: {its} there, {mine} here. "
+                    "Choose another --workdir."
+                )
 
     def predictions(self, step: int, params: Params) -> dict[str, np.ndarray]:
         """What the system predicts of the selection split.
@@ -367,6 +379,12 @@ class Trainer:
         means = {name: float(np.mean([parts[name] for parts in losses])) for name in losses[0]}
         rate = progress.line(step, means["loss"])
         log.write(step, {**means, "utterances_per_second": round(rate, 1)})
+
+
+def _of_descriptions(record: Any) -> Any:
+    """What of a checkpoint's record decides the vectors of descriptions, and the ratings."""
+    keys = ("emotions", "descriptions", "vad_scale", "sha256")
+    return {k: record[k] for k in keys if record.get(k)} if record else None
 
 
 def first_state(params: Params, optimizers: Sequence[optax.GradientTransformation]) -> TrainState:

@@ -54,6 +54,17 @@ def main(runs: Path) -> None:
         name: json.loads((runs / name / "metrics.json").read_text())
         for name in (*MOSI, *ALL_THREE, *RATED, *HELD_OUT)
     }
+    emotions = tuple(found["mosi"]["test"]["per_class"])
+    for split in ("validation", "test"):
+        ours, _ = counts(runs / "mosi", split, emotions)
+        for name, modality in list(MOSI.items())[1:]:
+            theirs, _ = counts(runs / name, split, emotions)
+            paired = metrics.paired_difference(ours, theirs, emotions, None)["weighted_f1"]
+            low, high = (100 * end for end in paired["interval"])
+            print(
+                f"mosi, {split}: all three less {modality} alone, weighted F1 "
+                f"{100 * paired['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            )
     for table in (MOSI, ALL_THREE):
         print("\n| modalities | validation weighted F1 | test weighted F1 | accuracy |")
         print("|---|---|---|---|")
@@ -123,7 +134,10 @@ def harmonic_interval(run: Path) -> tuple[list[float], int]:
     for _ in range(RESAMPLES):
         seeds = rng.integers(n_seeds, size=n_seeds)
         drawn = confusions[:, rng.integers(n_dialogues, size=n_dialogues)].sum(axis=1)
-        means.append(np.mean([metrics.zero_shot(drawn[s], unseen)["harmonic_mean"] for s in seeds]))
+        if drawn[:, unseen].any():
+            means.append(
+                np.mean([metrics.zero_shot(drawn[s], unseen)["harmonic_mean"] for s in seeds])
+            )
     return np.percentile(means, [2.5, 97.5]).tolist(), len(emotions)
 
 

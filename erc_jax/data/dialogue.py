@@ -44,7 +44,8 @@ class Utterance:
     text: str
     emotion: str | None = None
     sentiment: str | None = None
-    vad: Mapping[str, float] | None = None  # valence, arousal, dominance on the annotation's scale
+    # Valence, arousal, dominance, or some of them, on the annotation's scale.
+    vad: Mapping[str, float] | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other keys, as they came
 
     def to_json(self) -> dict[str, Any]:
@@ -133,9 +134,10 @@ def _utterance(record: Any, where: str) -> Utterance:
         )
     vad = record.get("vad")
     if vad is not None:
-        good = isinstance(vad, dict) and all(_is_number(vad.get(dimension)) for dimension in VAD)
-        _require(good, where, f'expected numbers {", ".join(VAD)} in "vad"', vad)
-        vad = {dimension: float(vad[dimension]) for dimension in VAD}
+        good = isinstance(vad, dict) and all(k in VAD and _is_number(vad[k]) for k in vad)
+        _require(good, where, f'expected numbers {", ".join(VAD)}, or some of them, in "vad"', vad)
+        _require(bool(vad), where, '"vad" is empty; leave it out', None)
+        vad = {dimension: float(vad[dimension]) for dimension in VAD if dimension in vad}
     known = ("speaker", "text", "emotion", "sentiment", "vad")
     return Utterance(
         speaker=record["speaker"],

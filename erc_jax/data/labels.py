@@ -76,8 +76,8 @@ class LabelSpace:
         for position, utterance in enumerate(dialogue.utterances):
             if utterance.vad is None:
                 continue
-            for number, dimension in enumerate(VAD):
-                value = utterance.vad[dimension]
+            for dimension, value in utterance.vad.items():
+                number = VAD.index(dimension)
                 if low <= value <= high:
                     ratings[position, number] = (value - low) / (high - low)
         return ratings

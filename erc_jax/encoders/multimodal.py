@@ -40,7 +40,16 @@ class FileModality:
 
     @classmethod
     def of(cls, table: FeatureTable) -> FileModality:
-        """As a training split's features have it."""
+        """As a training split's features have it.
+
+        Raises:
+          UserError: there are none.
+        """
+        if not len(table.features):
+            raise UserError(
+                f"the training split's features of {table.extractor} are of no utterance; at least "
+                "one is needed"
+            )
         exact = table.features.astype(np.float64)
         mean, deviation = exact.mean(axis=0), exact.std(axis=0)
         varies = deviation > 1e-6 * np.abs(mean)  # what is less is rounding
@@ -175,6 +184,11 @@ class MultimodalEncoder:
             if missing := int((~present[name]).sum()):
                 total = f"{n_utterances:,} {where}".strip()
                 say(f"Note: {missing:,} of {total} utterances have no {name}")
+        if self.files and not any(there.any() for there in present.values()):
+            raise UserError(
+                f"none of the {where} utterances has any of the features that the model reads, "
+                f"{', '.join(self.files)}; --features {min(self.files)}=FILE gives some"
+            )
         return Modalities(features, present)
 
     def to_json(self) -> dict[str, Any]:

@@ -182,6 +182,10 @@ class System(abc.ABC):
         del params, run, examples
         return {}
 
+    def about(self) -> dict[str, Any]:
+        """What is true of all predictions for a dialogue, such as the scale of its ratings."""
+        return {}
+
     # What systems that match descriptions of emotions have, and others refuse.
 
     def with_emotions(self, labels: LabelSpace) -> System:

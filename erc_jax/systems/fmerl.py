@@ -127,6 +127,11 @@ class Fmerl(System):
           labels: with descriptions, and the scale of the ratings where there are any.
           encoder: embeds the descriptions.
         """
+        if config.train.class_weights != "none":
+            raise UserError(
+                "train.class_weights is for classifiers; fmerl compares with descriptions. Leave "
+                "it out"
+            )
         how = config.fmerl
         if not how.modalities:
             raise UserError(f"fmerl.modalities is empty; expected some of {', '.join(MODALITIES)}")
@@ -191,6 +196,13 @@ class Fmerl(System):
             phrases = [described.get(emotion, emotion) for emotion in emotions]
         elif self._how.descriptions == "named_phrase":
             phrases = [f"{e}: {described[e]}" if e in described else e for e in emotions]
+        for i, phrase in enumerate(phrases):
+            if phrase in phrases[:i]:
+                other = emotions[phrases.index(phrase)]
+                raise UserError(
+                    f"{emotions[i]} and {other} have the same description, {phrase!r}, and could "
+                    "not be told apart; leave one out, or give one another description"
+                )
         return self._encoder.encode(phrases, normalize=True)
 
     def with_emotions(self, labels: LabelSpace) -> System:
@@ -271,7 +283,8 @@ class Fmerl(System):
         lead = 0.0
         if right.any():
             ahead = cosines[right, labels[right]] - cosines[right][:, ~seen].max(-1)
-            lead = np.sort(ahead)[int(self._give_up * len(ahead))]
+            # A little less, for a tie may fall to either.
+            lead = np.sort(ahead)[int(self._give_up * len(ahead))] - 1e-5
         return {**params, REFERENCE: {"lead": jnp.float32(lead)}}
 
     def _on_scale(self, ratings: np.ndarray) -> np.ndarray:
@@ -302,6 +315,10 @@ class Fmerl(System):
             )
             scores["zero_shot"] = metrics.zero_shot(confusion, unseen)
         return scores
+
+    def about(self) -> dict[str, Any]:
+        """The scale of ``vad``, where it is predicted."""
+        return {"vad_scale": list(self._labels.vad_scale or ())} if self._rated else {}
 
     def describe(
         self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]

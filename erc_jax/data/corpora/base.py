@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import io
 import json
-import math
 import shutil
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -303,7 +302,7 @@ def _decode(example: Mapping[str, Any], emotions: Sequence[str]) -> Dialogue:
                 text=text.decode(),
                 emotion=None if emotion == UNLABELLED else emotions[emotion],
                 sentiment=sentiment.decode() or None,
-                vad=None if math.isnan(vad[0]) else dict(zip(VAD, vad.tolist(), strict=True)),
+                vad={d: v for d, v in zip(VAD, vad.tolist(), strict=True) if v == v} or None,
                 extra=_from_text(extra),
             )
             for speaker, text, emotion, sentiment, vad, extra in zip(
