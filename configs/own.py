@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
     The variant ``encoder`` fine-tunes the encoder on your emotions; ``sent_emo_context`` is another
-    system, which can name new emotions from a few examples, and ``fmerl`` one that can from phrases.
+    system, which can name new emotions from a few examples, ``fmerl`` one that can from phrases.
     """
     check_variant(variant, ("encoder", "sent_emo_context", "fmerl"))
     config = base_config()

@@ -177,16 +177,17 @@ class Fmerl(System):
     def _set_labels(self, labels: LabelSpace) -> None:
         self._labels = labels
         self.tasks: Sequence[Task] = (Task("emotion", labels.emotions, labels.neutral),)
-        vectors = self._embed(labels, labels.emotions) - self._shared
-        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-        if lengths.min() < 1e-4:  # nothing but rounding is left without what they share
-            alike = [e for e, n in zip(labels.emotions, lengths[:, 0], strict=True) if n < 1e-4]
+        embedded = self._embed(labels, labels.emotions)
+        same = embedded @ embedded.T > 1 - 1e-6
+        if (same.sum(axis=-1) > 1).any():
+            alike = [e for e, n in zip(labels.emotions, same.sum(axis=-1), strict=True) if n > 1]
             raise UserError(
                 f"descriptions of {', '.join(alike)} are embedded alike, so that nothing tells "
                 "these emotions apart; describe them in other words, see config.data.annotation "
                 "and --descriptions"
             )
-        self._emotion_vectors = vectors / lengths
+        vectors = embedded - self._shared
+        self._emotion_vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
     def _embed(self, labels: LabelSpace, emotions: Sequence[str]) -> np.ndarray:
         """Vectors float32 [C, E] of length 1 of what describes some emotions."""
@@ -196,13 +197,6 @@ class Fmerl(System):
             phrases = [described.get(emotion, emotion) for emotion in emotions]
         elif self._how.descriptions == "named_phrase":
             phrases = [f"{e}: {described[e]}" if e in described else e for e in emotions]
-        for i, phrase in enumerate(phrases):
-            if phrase in phrases[:i]:
-                other = emotions[phrases.index(phrase)]
-                raise UserError(
-                    f"{emotions[i]} and {other} have the same description, {phrase!r}, and could "
-                    "not be told apart; leave one out, or give one another description"
-                )
         return self._encoder.encode(phrases, normalize=True)
 
     def with_emotions(self, labels: LabelSpace) -> System:

@@ -105,7 +105,7 @@ def one(**keys):
         (one(emotion="joy "), "without spaces around it"),
         (one(emotion="joy\nfear"), 'as "emotion"'),
         (
-            one(vad={"valence": 1, "arousal": 2}),
+            one(vad={"valence": 1, "anger": 2}),
             'expected numbers valence, arousal, dominance in "',
         ),
         (one(vad={"valence": True, "arousal": 2, "dominance": 3}), "expected numbers"),
