@@ -24,7 +24,7 @@ def table(places=PLACES, width=3, seed=0, extractor="a program", version="1"):
     rng = np.random.default_rng(seed)
     return FeatureTable(
         (5 + 2 * rng.normal(size=(len(places), width))).astype(np.float32),
-        np.array([dialogue for dialogue, _ in places]),
+        np.array([dialogue for dialogue, _ in places], str),
         np.array([position for _, position in places], np.int32),
         extractor,
         version,
@@ -120,9 +120,19 @@ def test_what_is_missing_is_zero_and_counted(said):
     ]
 
 
-def test_the_note_without_a_name_of_the_split(said):
-    encoder_of(audio=table()).encode(DIALOGUES, {})
+def test_of_conversations_of_one_s_own(text, said):
+    """What is missing is said of them, too; without anything to read there is no prediction."""
+    encoder_of(text, audio=table()).encode(DIALOGUES, {})
     assert said == ["Note: 5 of 5 utterances have no audio"]
+    with pytest.raises(UserError, match=r"none of the .* has any of the .*, audio; --features aud"):
+        encoder_of(audio=table()).encode(DIALOGUES, {})
+    with pytest.raises(UserError, match="none of the test utterances has any of the features"):
+        encoder_of(audio=table()).encode(DIALOGUES, {"audio": table([])}, where="test")
+
+
+def test_a_training_split_without_features():
+    with pytest.raises(UserError, match="features of a program are of no utterance"):
+        FileModality.of(table([]))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from erc_jax.evaluate import Predictor
 from erc_jax.experiment import labels_from_json, labels_to_json
 from erc_jax.losses import contrast
 from erc_jax.sharding import make_mesh
-from erc_jax.systems import make_system
+from erc_jax.systems import REFERENCE, make_system
 from erc_jax.train import first_state, make_optimizers, make_train_step
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -73,13 +73,16 @@ def system_with(space, encoder=None, **fields):
 
 
 def rated(dialogues, seed=0, missing=0.3):
-    """Ratings by chance; some utterances have none, some ratings are off the scale."""
+    """Ratings by chance; some utterances have none or not all, some ratings are off the scale."""
     rng = np.random.default_rng(seed)
 
     def rating():
         values = rng.uniform(*SCALE, 3).round(2)
         values[rng.random(3) < 0.1] = SCALE[1] + 0.5
-        return dict(zip(VAD, values.tolist(), strict=True))
+        some = dict(zip(VAD, values.tolist(), strict=True))
+        if rng.random() < 0.1:
+            del some["arousal"]
+        return some
 
     return [
         dataclasses.replace(
@@ -377,17 +380,18 @@ def test_ratings_that_are_not_there(space, dialogues):
     found = system.targets(dialogues)["vad"]
     assert found.dtype == np.float32
     chex.assert_shape(found, (N, 3))
-    off = 0
+    off = without = 0
     utterances = [u for d in dialogues for u in d.utterances]
     for row, utterance in zip(found, utterances, strict=True):
         for value, dimension in zip(row, VAD, strict=True):
-            rating = utterance.vad and utterance.vad[dimension]
+            rating = (utterance.vad or {}).get(dimension)
             if rating is None or rating > 5:
                 off += rating is not None
+                without += rating is None and utterance.vad is not None
                 assert value == -1
             else:
                 assert value == pytest.approx((rating - 1) / 4)
-    assert off > 0
+    assert min(off, without) > 0
     assert (np.array(found) == -1).all(axis=1).any()
 
 
@@ -556,19 +560,23 @@ def test_hidden_layers_of_the_nets(space, dialogues, layers):
 
 
 def test_without_fine_grained_enhancement(space):
-    """The bare names are embedded."""
-    for descriptions, expected in (
-        ("phrase", tuple(space.descriptions.values())),
-        ("name", space.emotions),
-    ):
-        encoder = Phrases()
-        system_with(space, encoder, fmerl__descriptions=descriptions)
-        assert set(encoder.asked) == {expected}
-    # An emotion that nothing describes is known by its name, too.
-    encoder = Phrases()
+    """The bare names are embedded; or, which is ours, names and phrases."""
     some = {e: p for e, p in space.descriptions.items() if e != "joy"}
-    system_with(dataclasses.replace(space, descriptions=some), encoder)
-    assert set(encoder.asked) == {tuple(some.get(e, e) for e in space.emotions)}
+    for described in (space.descriptions, some):
+        phrases = tuple(described.get(e, e) for e in space.emotions)
+        # An emotion that nothing describes is known by its name in any case.
+        named = tuple(
+            f"{e}: {p}" if p != e else e for e, p in zip(space.emotions, phrases, strict=True)
+        )
+        for form, expected in (
+            ("phrase", phrases),
+            ("name", space.emotions),
+            ("named_phrase", named),
+        ):
+            encoder = Phrases()
+            labels = dataclasses.replace(space, descriptions=described)
+            system_with(labels, encoder, fmerl__descriptions=form)
+            assert set(encoder.asked) == {expected}
 
 
 def test_both_readings_of_negatives(space, dialogues, whole):
@@ -638,6 +646,7 @@ def test_without_ratings(labels, dialogues):
     [
         ({"fmerl__heads": 5}, "fmerl.heads is 5, which does not divide fmerl.width, 16"),
         ({"fmerl__modalities": ()}, "fmerl.modalities is empty; expected some of text, audio, v"),
+        ({"train__class_weights": "balanced"}, "train.class_weights is for classifiers"),
     ],
     ids=lambda x: min(x) if isinstance(x, dict) else "",
 )
@@ -646,12 +655,21 @@ def test_fields_that_do_not_fit(space, fields, message):
         system_with(space, **fields)
 
 
+class Deaf(Phrases):
+    """To whom all words are the same."""
+
+    def encode(self, phrases, normalize):
+        return super().encode(["unknown"] * len(phrases), normalize)
+
+
 @pytest.mark.filterwarnings("error")
 def test_descriptions_that_tell_nothing(space):
-    """One phrase for all: without what they share, nothing is left to compare with."""
-    same = dict.fromkeys(space.emotions, "Valence: none")
+    """Without what they share, nothing is left to compare with."""
     with pytest.raises(UserError, match="anger, joy, neutral, fear are embedded alike"):
-        system_with(dataclasses.replace(space, descriptions=same))
+        system_with(space, Deaf())
+    one = {**space.descriptions, "fear": space.descriptions["joy"]}
+    with pytest.raises(UserError, match="descriptions of joy, fear are embedded alike"):
+        system_with(dataclasses.replace(space, descriptions=one))
 
 
 # Other emotions
@@ -724,3 +742,64 @@ def test_zero_shot_scores_where_the_unseen_is(space, dialogues, case):
     emotion = case.examples.labels["emotion"]
     seen = relabelled(case.examples, emotion=np.where(np.isin(emotion, [1, 3]), -1, emotion))
     assert set(system.further_scores(case.params, runner(system), seen)) == {"vad"}
+
+
+# The lead of trained emotions, where others are held out
+
+
+def fitted(space, case, **fields):
+    """A system that does not know fear, with its reference, and what it predicts."""
+    system = system_with(
+        space, fmerl__modalities=("text", "audio"), zero_shot__unseen="fear", **fields
+    )
+    assert system.has_reference
+    run = runner(system)
+    params = system.fit_reference(case.params, run, None, case.examples)
+    return system, params, run(system.predict, params, case.examples)
+
+
+@pytest.mark.parametrize("give_up", [0.2, 0.5, 0.95])
+def test_so_much_of_trained_emotions_is_given_up(space, case, give_up):
+    """Of those utterances that get the right one, if only trained ones are asked for."""
+    system, params, found = fitted(space, case, zero_shot__give_up=give_up)
+    cosines, labels = found["similarity"], case.examples.labels["emotion"]
+    plain = runner(system)(system.predict, case.params, case.examples)
+    np.testing.assert_array_equal(cosines, plain["similarity"])
+    right = cosines[:, :3].argmax(-1) == labels
+    n = right.sum()
+    assert n >= 5
+
+    def lost(lead):
+        return np.sum(cosines[right, 3] > cosines[right][:, :3].max(-1) - lead)
+
+    lead = float(params[REFERENCE]["lead"])
+    assert lost(lead) <= give_up * n < lost(lead + 2e-5)
+    # The others are lowered by it, and probabilities are of what is left.
+    odds = np.exp((cosines - lead * (np.arange(4) < 3)) / 0.5)
+    np.testing.assert_allclose(found["emotion"], odds / odds.sum(-1, keepdims=True), atol=1e-5)
+
+
+def test_without_a_right_answer_there_is_no_lead(space, case):
+    system, *_ = fitted(space, case)
+    bare = relabelled(case.examples, emotion=np.full(N, -1, np.int32))
+    params = system.fit_reference(case.params, runner(system), None, bare)
+    assert float(params[REFERENCE]["lead"]) == 0.0
+
+
+def test_the_lead_is_taken_from_trained_emotions_alone(space, case):
+    """Whichever are named: one that training never saw keeps its cosine."""
+    system, params, _ = fitted(space, case, zero_shot__give_up=0.9)
+    lead = float(params[REFERENCE]["lead"])
+    assert lead > 0.05
+    names = ("envy", "joy", "fear")
+    other = system.with_emotions(LabelSpace(names, descriptions=phrases_of(names)))
+    found = runner(other)(other.predict, params, case.examples)
+    odds = np.exp((found["similarity"] - lead * np.array([0, 1, 0])) / 0.5)
+    np.testing.assert_allclose(found["emotion"], odds / odds.sum(-1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"zero_shot__unseen": "fear", "zero_shot__give_up": 0.0}], ids=str
+)
+def test_no_lead_is_taken(space, fields):
+    assert not system_with(space, **fields).has_reference

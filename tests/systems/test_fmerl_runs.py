@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from erc_jax import train as train_module
 from erc_jax.config import load_config, save_config
@@ -195,6 +196,16 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     assert content["test"]["vad"]["valence"]["pearson"] > 0.7
     spread = np.var([RATINGS[e][0] for e in EMOTIONS])
     assert content["test"]["vad"]["valence"]["mse"] < 0.6 * spread
+    modalities = content["run"]["modalities"]
+    assert set(modalities) == {"text", "audio"}
+    assert modalities["audio"] == {
+        "extractor": "a program",
+        "version": "1",
+        "width": 3,
+        "missing": dict.fromkeys(SPLITS, 5),
+    }
+    assert modalities["text"]["missing"] == dict.fromkeys(SPLITS, 0)
+    assert modalities["text"]["sha256"] == content["run"]["description_encoder"]["sha256"]
     annotation = content["run"]["corpus"]["annotation"]
     assert annotation["annotator"] == "a test"
     assert annotation["scale"] == [1.0, 9.0]
@@ -221,8 +232,10 @@ def test_a_workdir_predicts_what_was_written(run, recognizer, place):
     asked = corpus_of(place, "test")
     written = [json.loads(x) for x in (workdir / "predictions_test.jsonl").read_text().splitlines()]
     found = recognizer.predict(asked, {"audio": load_split(place / "audio", "test")})
+    load_dialogues(workdir / "predictions_test.jsonl")  # as anybody's conversations are
     for here, there in zip(found, written, strict=True):
         assert_same(here["utterances"], there["utterances"])
+        assert here["vad_scale"] == there["vad_scale"] == [1.0, 9.0]
         for position, utterance in enumerate(there["utterances"], start=1):
             # Ratings that were given stand beside those that are predicted.
             emotion = utterance["gold"]["emotion"]
@@ -328,15 +341,27 @@ def write_talk(path, emotions=("happy", "sad")):
 
 
 @pytest.mark.slow
-def test_another_encoder_of_descriptions(copied, tmp_path):
-    workdir = copied[1]
-    other = write_encoder(tmp_path / "other", hidden_size=16)
-    changed(workdir, fmerl__description_encoder=str(other))
+def test_the_encoder_of_descriptions_must_be_the_same(place, tmp_path, monkeypatch):
+    """It may have been named from elsewhere; what is there must be what was there."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "encoder", "phrases")
+    fields = {"fmerl__description_encoder": "phrases", "train__epochs": 1}
+    config, workdir = config_of(place, **fields), tmp_path / "run"
+    train(config, workdir)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert set(Recognizer.from_pretrained(workdir).predict(QUESTION)) > {"utterances"}
+    shutil.rmtree(tmp_path / "phrases")
+    with pytest.raises(UserError, match=r"^fmerl\.description_encoder: phrases"):
+        Recognizer.from_pretrained(workdir)
+    write_encoder(tmp_path / "phrases", hidden_size=16)
     with pytest.raises(UserError, match=r"^fmerl\.description_encoder: .*not the encoder that the"):
         Recognizer.from_pretrained(workdir)
-    changed(workdir, fmerl__description_encoder=str(tmp_path / "gone"))
-    with pytest.raises(UserError, match=r"^fmerl\.description_encoder: .*no such folder"):
-        Recognizer.from_pretrained(workdir)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="was trained with descriptions embedded by phrases"):
+        evaluate_split(workdir, "test", {})
+    with pytest.raises(UserError, match="other values of the encoder of descriptions"):
+        train(config, workdir)
 
 
 @pytest.mark.parametrize(
@@ -357,6 +382,11 @@ def test_another_encoder_of_descriptions(copied, tmp_path):
         ({"fmerl__modalities": ("text", "text")}, "names one twice: text, text"),
         ({"system": "mtl_erc_es"}, r"^fmerl\.\w+ is for runs of fmerl; give .*:fmerl"),
         ({"fmerl__description_encoder": "nothing"}, r"fmerl\.description_encoder: .*nothing"),
+        ({"data__features__audio": "x"}, r"data\.features\.audio is x, but .* does not name audio"),
+        (
+            {"zero_shot__unseen": "sad", "init_from": "x"},
+            r"zero_shot\.unseen with init_from: x may",
+        ),
     ],
     ids=lambda x: min(x) if isinstance(x, dict) else "",
 )
@@ -366,7 +396,9 @@ def test_fields_that_do_not_fit(place, fields, message):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"zero_shot__unseen": "sad"}, {"data__features__audio": "audio"}], ids=str
+    "fields",
+    [{"zero_shot__unseen": "sad"}, {"data__features__audio": "x"}, {"data__annotation": "x"}],
+    ids=str,
 )
 def test_fields_of_fmerl_alone(place, fields):
     with pytest.raises(UserError, match="is for runs of fmerl"):
@@ -519,7 +551,7 @@ def test_descriptions_of_a_file(predict, tmp_path):
     """What is described as something that was trained is as near as that."""
     error, bare, printed = predict("--emotions", "victory,oh")
     assert error is None
-    assert "Note: no description of victory, oh: compared by the bare name; --desc" in printed
+    assert "Note: no description of victory, oh: compared by the bare name." in printed
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"victory": SAID["happy"], "oh": {"description": SAID["sad"]}}))
     error, found, printed = predict("--emotions", "victory,oh", "--descriptions", file)
@@ -616,3 +648,45 @@ def test_zero_shot_is_scored_again_with_the_same_result(zero_shot):
     _, workdir, content = zero_shot
     again = evaluate_split(workdir, "test", {})
     assert again["test"] == content["test"]
+
+
+@pytest.mark.slow
+def test_what_trained_emotions_lead_by_is_kept(zero_shot, place, tmp_path):
+    """It is read off validation, beside the weights; prediction needs it."""
+    _, workdir, content = zero_shot
+    references = [workdir / "seeds" / seed / "reference.safetensors" for seed in "01"]
+    leads = [float(load_file(path)["lead"]) for path in references]
+    assert len(set(leads)) == 2
+    best = int(np.argmax([s["validation"]["weighted_f1"] for s in content["seeds"]]))
+    recognizer = Recognizer.from_pretrained(workdir, emotions=("happy", "sad", "joy"))
+    for utterance in recognizer.predict(QUESTION)["utterances"]:
+        lowered = dict(utterance["similarity"])
+        lowered["happy"] -= leads[best]
+        odds = {emotion: np.exp(value / 0.2) for emotion, value in lowered.items()}
+        assert utterance["probabilities"] == pytest.approx(
+            {emotion: of / sum(odds.values()) for emotion, of in odds.items()}, abs=1e-4
+        )
+    references[best].unlink()
+    with pytest.raises(UserError, match=r"reference\.safetensors is missing"):
+        Recognizer.from_pretrained(workdir)
+
+
+@pytest.mark.slow
+def test_nothing_is_given_up_for_unseen_emotions(place, tmp_path, monkeypatch):
+    """Nor is a run gone on with, when the package has come to describe emotions otherwise."""
+    fields = {"zero_shot__unseen": "sad", "zero_shot__give_up": 0.0, "train__epochs": 1}
+    phrases = {**SAID, "sad": "my x oh"}
+    monkeypatch.setattr("erc_jax.experiment.known_descriptions", lambda: dict(phrases))
+    config, workdir = config_of(place, ratings=False, **fields), tmp_path / "run"
+    content = train(config, workdir)
+    assert not (workdir / "reference.safetensors").exists()
+    assert set(content["test"]) == {*SCORES, "zero_shot"}
+    for utterance in Recognizer.from_pretrained(workdir).predict(QUESTION)["utterances"]:
+        odds = {e: np.exp(value / 0.2) for e, value in utterance["similarity"].items()}
+        assert utterance["probabilities"] == pytest.approx(
+            {e: of / sum(odds.values()) for e, of in odds.items()}, abs=1e-4
+        )
+    assert without_run(train(config, workdir)) == without_run(content)
+    phrases["sad"] = "oh my"
+    with pytest.raises(UserError, match=r"other values of emotions, .*'my x oh'.* 'oh my'"):
+        train(config, workdir)
