@@ -106,7 +106,7 @@ def one(**keys):
         (one(emotion="joy\nfear"), 'as "emotion"'),
         (
             one(vad={"valence": 1, "anger": 2}),
-            'expected numbers valence, arousal, dominance in "',
+            'expected numbers valence, arousal, dominance, or some of them, in "vad"',
         ),
         (one(vad={"valence": True, "arousal": 2, "dominance": 3}), "expected numbers"),
         (one(vad={"valence": float("nan"), "arousal": 2, "dominance": 3}), "expected numbers"),
