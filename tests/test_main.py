@@ -64,6 +64,8 @@ def trained(monkeypatch):
         ("--workdir x", "--mode train needs --config"),
         ("--workdir x --mode predict", "--mode predict needs --input"),
         ("--workdir x --emotions joy,envy", "--emotions is for --mode predict, not train"),
+        ("--workdir x --features a=b", "--features is for --mode predict or evaluate, not train"),
+        ("--workdir x --mode evaluate --features a=b", "--features is for --input; of a split, "),
         (
             "--workdir x --mode evaluate --descriptions mine.json",
             "--descriptions is for --mode predict, not evaluate",
