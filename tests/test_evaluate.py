@@ -296,13 +296,14 @@ def test_a_corpus_of_other_labels_is_refused(tmp_path, monkeypatch):
         return SimpleNamespace(
             system=SimpleNamespace(tasks=(Task("emotion", emotions),)),
             encoder=None,
+            description_encoder=None,
             corpus=SimpleNamespace(sha256="y"),
         )
 
     save_config(base_config(), tmp_path)
     meta = {"encoder": {"sha256": "x"}, "corpus": {"sha256": "y"}}
     monkeypatch.setattr(evaluate, "best_meta", lambda workdir: meta)
-    monkeypatch.setattr(evaluate, "load_run", lambda folder, encoder: part("calm", "cross"))
+    monkeypatch.setattr(evaluate, "load_run", lambda *args: part("calm", "cross"))
     monkeypatch.setattr(evaluate, "prepare", lambda *args, **kwargs: part("bored", "calm"))
     with pytest.raises(UserError, match=r"emotion bored, calm there, emotion calm, cross in the"):
         evaluate_split(tmp_path, "test", {})

@@ -38,7 +38,8 @@ def take_over(monkeypatch):
     def run(new, other, width=WIDTH):
         record = {"name": "enc", "sha256": "aa", "width": WIDTH}
         encoder = SimpleNamespace(name="enc", sha256="aa", width=width)
-        trained = Run(other, filled(other, 1.0), encoder, {})
+        labels = LabelSpace(other.tasks[0].classes)
+        trained = Run(other, filled(other, 1.0), encoder, labels, {})
         monkeypatch.setattr(transfer, "best_meta", lambda source: {"encoder": record})
         monkeypatch.setattr(transfer, "load_run", lambda source, encoder: trained)
         params = transfer.take_over(filled(new, 0.0), new, encoder, Path("runs/meld"))
@@ -111,7 +112,7 @@ def test_an_encoders_layers_may_be_stacked_in_one_run_and_apart_in_the_other(tmp
         trained = jax.tree.map(lambda x: x + 1, other.init(jax.random.key(0), None))
         record = {"name": "enc", "sha256": encoder.sha256}
         monkeypatch.setattr(transfer, "best_meta", lambda source, r=record: {"encoder": r})
-        run = Run(other, trained, encoder, {})
+        run = Run(other, trained, encoder, labels, {})
         monkeypatch.setattr(transfer, "load_run", lambda source, encoder, run=run: run)
         fresh = system.init(jax.random.key(1), None)
         taken = transfer.take_over(fresh, system, encoder, Path("runs/meld"))

@@ -351,6 +351,7 @@ def padded(batch, n_more=5, slots_more=3, fill=1e6):
         ids=pad(batch.ids, n_more, 0),
         previous_global=pad(batch.previous_global, n_more, -1),
         previous_speaker=pad(batch.previous_speaker, n_more, -1),
+        speaker_number=pad(batch.speaker_number, n_more, 0),
         dialogue=pad_layout(batch.dialogue),
         speaker=pad_layout(batch.speaker),
         labels={task: pad(labels, n_more, -1) for task, labels in batch.labels.items()},
