@@ -23,15 +23,18 @@ done
 # A made-up corpus whose label needs all three, and each two of them.
 python results/all_three.py "$runs/all-three-data"
 all_three() { # workdir, modalities
-  local of="$runs/all-three-data/features"
+  local workdir=$1 features=()
+  shift
+  for modality in "$@"; do
+    features+=(--config.data.features."$modality"="$runs/all-three-data/features/$modality")
+  done
   python -m erc_jax.main --config own:fmerl --config.data.source="$runs/all-three-data" \
-    --config.data.features.text="$of/text" --config.data.features.audio="$of/audio" \
-    --config.data.features.visual="$of/visual" --config.fmerl.modalities="$2" --workdir "$runs/$1"
+    "${features[@]}" --config.fmerl.modalities="($(printf "'%s'," "$@"))" --workdir "$runs/$workdir"
 }
-all_three all-three "('text','audio','visual')"
-all_three all-three-text-audio "('text','audio')"
-all_three all-three-text-visual "('text','visual')"
-all_three all-three-audio-visual "('audio','visual')"
+all_three all-three text audio visual
+all_three all-three-text-audio text audio
+all_three all-three-text-visual text visual
+all_three all-three-audio-visual audio visual
 
 # Ratings by people, and by a lexicon; with and without the nets that learn them.
 annotation=$runs/meld-annotation
