@@ -33,7 +33,7 @@ from erc_jax.data.corpora import load_corpus
 from erc_jax.data.descriptions import PACKAGED, load_object, read_descriptions
 from erc_jax.data.dialogue import VAD, Dialogue, write_whole
 from erc_jax.errors import UserError
-from erc_jax.experiment import package_version
+from erc_jax.facts import package_version
 from erc_jax.lexicon import SCALE as LEXICON_SCALE
 from erc_jax.lexicon import Lexicon, load_lexicon
 from erc_jax.progress import duration, say

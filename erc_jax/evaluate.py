@@ -26,20 +26,13 @@ from erc_jax.data.dialogue import (
 from erc_jax.data.labels import UNLABELLED, LabelSpace
 from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
-from erc_jax.experiment import (
-    Experiment,
-    best_meta,
-    load_run,
-    prepare,
-    publish_best,
-    run_facts,
-    seed_folders,
-    to_arrays,
-)
+from erc_jax.experiment import Experiment, prepare, to_arrays
+from erc_jax.facts import run_facts
 from erc_jax.few_shot import episodes
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh, over_blocks
 from erc_jax.systems import Params, System, Task
+from erc_jax.workdir import best_meta, load_run, publish_best, seed_folders
 
 # Task to confusion counts int64 [M, C, C] of each of M dialogues.
 Confusions = dict[str, np.ndarray]

@@ -1,59 +1,38 @@
-"""An experiment's parts, made from its config: corpus, encoder, system, arrays; and its workdir.
-
-A workdir holds config.json, metrics.json, and per run metrics.jsonl, TensorBoard events,
-checkpoints/, predictions_<split>.jsonl, early_validation.jsonl (what the first epoch predicted)
-and, where a system predicts with what it has read off the data, reference.safetensors. With several
-seeds each seed's run lies in seeds/<seed>/, a workdir of its own; the workdir itself then holds
-what is said of all seeds, and the predictions of the best.
-"""
+"""An experiment's parts, made from its config: corpus, encoder, system, arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import platform
-import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from erc_jax import metrics
-from erc_jax.checkpoint import Checkpointer
-from erc_jax.config import base_config, check_values, flatten, load_config
+from erc_jax.config import base_config, check_values, flatten
 from erc_jax.data.annotation import load_annotation
 from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.descriptions import known_descriptions
-from erc_jax.data.dialogue import Dialogue, Utterance, parse_json, write_whole
+from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.feature_files import load_split
-from erc_jax.data.features import save_features, stands_for, utterance_features
+from erc_jax.data.features import stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.data.modalities import MODALITIES
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder, Tables
-from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
+from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.encoders.word_vectors import WordVectors
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
-from erc_jax.sharding import make_mesh, replicated
-from erc_jax.systems import REFERENCE, Params, System, Task, make_system
+from erc_jax.systems import System, Task, make_system
 
 SPLITS = ("train", "validation", "test")
 FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
 ENCODER = "encoder"
 FMERL = "fmerl"  # the system that reads modalities, and descriptions of emotions
-REFERENCE_FILE = "reference.safetensors"
-
-
 Encoder = SentenceEncoder | WordVectors | MultimodalEncoder  # what makes the features
 CORPUS_FEATURES = "corpus"  # data.features of a modality that comes with the corpus
 
@@ -212,19 +191,19 @@ def described(
 
 
 def load_description_encoder(
-    config: ConfigDict, named: Mapping[str, Any] | None = None
+    config: ConfigDict, *, place: str | None = None, sha256: str | None = None
 ) -> SentenceEncoder:
     """What embeds the descriptions of emotions.
 
     Args:
       config: of the experiment.
-      named: what a run's checkpoint says of it; the encoder must then be that one.
+      place: where the encoder is, if not where the config says.
+      sha256: which it must have, if given.
     """
-    place, sha256 = config.fmerl.description_encoder, None
-    if named is not None:
-        place, sha256 = _place_now(named), named["sha256"]
     try:
-        return SentenceEncoder.from_pretrained(place, sha256=sha256)
+        return SentenceEncoder.from_pretrained(
+            place or config.fmerl.description_encoder, sha256=sha256
+        )
     except UserError as error:
         raise UserError(f"fmerl.description_encoder: {error}") from error
 
@@ -437,365 +416,3 @@ def blank_batch(system: System, encoder: Encoder) -> Any:
     if isinstance(encoder, MultimodalEncoder):
         features = encoder.blank()
     return make_examples(blank, features, {}, system.window).batch(np.array([0]))
-
-
-def seed_folders(config: ConfigDict, workdir: Path) -> list[tuple[int, Path]]:
-    """Each seed with the folder of its run."""
-    if config.seeds == 1:
-        return [(config.seed, workdir)]
-    seeds = range(config.seed, config.seed + config.seeds)
-    return [(seed, workdir / "seeds" / str(seed)) for seed in seeds]
-
-
-def best_run(config: ConfigDict, workdir: Path) -> Path:
-    """The folder of the run that predicts: of several seeds, the best on the selection split."""
-    folders = seed_folders(config, workdir)
-    if len(folders) == 1:
-        return workdir
-    path = workdir / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the run of {config.seeds} seeds is not finished")
-    runs = parse_json(path.read_text(), str(path))["seeds"]
-    split, metric = config.train.select_on, config.train.select_metric
-    scores = [run[split][metric] for run in runs]
-    return folders[int(np.argmax(scores))][1]
-
-
-def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> None:
-    """Puts the predictions of the run that predicts beside the means over several seeds."""
-    best = best_run(config, workdir)
-    if best != workdir:
-        for split in splits:
-            name = f"predictions_{split}.jsonl"
-            write_whole(workdir / name, (best / name).read_bytes())
-
-
-def save_encoder(
-    experiment: Experiment, params: Params, workdir: Path, cross_fitted: np.ndarray | None
-) -> None:
-    """Saves the encoder that a run has fine-tuned, if its system does that.
-
-    Args:
-      experiment: of the run.
-      params: of the system.
-      workdir: of the run.
-      cross_fitted: float32 [N, D], features of the training utterances, if there are such.
-    """
-    tuned = experiment.system.trained_encoder(params)
-    if tuned is not None:
-        assert isinstance(experiment.encoder, SentenceEncoder)
-        if cross_fitted is not None:
-            file = workdir / ENCODER / CROSS_FITTED
-            save_features(file, cross_fitted, experiment.corpus.splits["train"])
-        experiment.encoder.save_pretrained(workdir / ENCODER, tuned)
-
-
-def save_reference(params: Params, workdir: Path) -> None:
-    """Saves what the system has read off the data, if it does that.
-
-    Args:
-      params: with or without it.
-      workdir: of the run.
-    """
-    if REFERENCE in params:
-        flat = traverse_util.flatten_dict(params[REFERENCE], sep=".")
-        arrays = {name: np.asarray(array) for name, array in flat.items()}
-        learned = {name: of for name, of in params.items() if name != REFERENCE}
-        write_whole(workdir / REFERENCE_FILE, save(arrays, {"params": _sha256_of(learned)}))
-
-
-def _load_reference(workdir: Path, params: Params) -> Params:
-    """What ``save_reference`` wrote.
-
-    Raises:
-      UserError: the file is missing, damaged, or of other parameters.
-    """
-    file = workdir / REFERENCE_FILE
-    if not file.is_file():
-        raise UserError(
-            f"{file} is missing; is the run finished? The same command as before goes on with it"
-        )
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            written = (opened.metadata() or {}).get("params")
-            flat = {name: jnp.asarray(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file}: damaged ({error}); the same command as before makes it anew"
-        ) from error
-    if written != _sha256_of(params):
-        raise UserError(
-            f"{file} belongs to other weights than those of the best checkpoint that can be read; "
-            "let the run finish: the same command as before goes on with it"
-        )
-    return traverse_util.unflatten_dict(flat, sep=".")
-
-
-def _sha256_of(params: Params) -> str:
-    """Of names and values."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def publish_encoder(config: ConfigDict, workdir: Path) -> None:
-    """Puts the encoder of the run that predicts, if runs leave one, beside the means."""
-    best = best_run(config, workdir)
-    source, target = best / ENCODER, workdir / ENCODER
-    if best == workdir or not source.is_dir():
-        return
-    # config.json goes first and comes last: without it the folder is no model.
-    (target / "config.json").unlink(missing_ok=True)
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    for file in sorted(files, key=lambda path: path == source / "config.json"):
-        write_whole(target / file.relative_to(source), file.read_bytes())
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a trained run left: all that prediction needs."""
-
-    system: System
-    params: Params
-    encoder: Encoder
-    labels: LabelSpace
-    selection: Mapping[str, Any]  # which checkpoint this is: epoch, step, score
-
-
-def best_meta(workdir: Path) -> dict[str, Any]:
-    """What lies beside the weights of a workdir's best checkpoint; see ``train.Trainer.meta``.
-
-    Raises:
-      UserError: the folder is not a workdir, or nothing in it can be read.
-    """
-    return Checkpointer(best_run(load_config(workdir), workdir)).best_meta()
-
-
-def load_run(
-    workdir: Path,
-    encoder: Encoder | str | None = None,
-    description_encoder: SentenceEncoder | None = None,
-) -> Run:
-    """The best checkpoint of a workdir and the system that it belongs to.
-
-    Args:
-      workdir: of the run.
-      encoder: the run's, if it is loaded already, or where it is now, if that has changed.
-      description_encoder: the run's, if it is loaded already.
-
-    Raises:
-      UserError: the folder is not a workdir, nothing in it can be read, or the encoder that it
-        names is not the one that it was trained with.
-    """
-    config = load_config(workdir)
-    folder = best_run(config, workdir)
-    checkpoints = Checkpointer(folder)
-    meta = checkpoints.best_meta()
-    if encoder is None and config.system == FINE_TUNING:
-        encoder = SentenceEncoder.from_pretrained(str(folder))
-    elif not isinstance(encoder, Encoder):
-        encoder = _encoder_of(config, meta["encoder"], encoder)
-    inner: Encoder = encoder
-    if config.system == FMERL:
-        named = meta["encoder"]["descriptions"]
-        if description_encoder and description_encoder.sha256 != named["sha256"]:
-            raise UserError(
-                f"{workdir} was trained with descriptions embedded by {named['name']}, SHA-256 "
-                f"{named['sha256']}; {description_encoder.name} is {description_encoder.sha256}"
-            )
-        inner = description_encoder or load_description_encoder(config, named)
-    labels = labels_from_json(meta["labels"])
-    system = make_system(config, labels, inner)
-    blank = blank_batch(system, encoder)
-    on_every_device = replicated(make_mesh())
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on_every_device),
-        jax.eval_shape(system.init, jax.random.key(0), blank),
-    )
-    restored, _ = checkpoints.restore_best({"params": target}, partial=True)
-    params = restored["params"]
-    if system.has_reference:
-        params = {**params, REFERENCE: _load_reference(folder, params)}
-    return Run(system, params, encoder, labels, meta["selection"])
-
-
-def _encoder_of(config: ConfigDict, named: Mapping[str, Any], place: str | None) -> Encoder:
-    """The encoder that a run was trained with.
-
-    Args:
-      config: of the run.
-      named: what the run's checkpoint says of it.
-      place: where it is now, if not where it was.
-    """
-    if modalities := named.get("modalities"):
-        text: Any = None
-        if place is not None and not modalities["text"]:
-            raise UserError("--encoder: this run's features come from files; it has no encoder")
-        if of_text := modalities["text"]:
-            text = _encoder_of(config, {**named, **of_text, "modalities": None}, place)
-        files = {name: FileModality.from_json(of) for name, of in modalities["files"].items()}
-        return MultimodalEncoder(text, files, sha256=named["sha256"])
-    try:
-        return load_encoder(config, place=place or _place_now(named), sha256=named["sha256"])
-    except UserError as error:
-        raise UserError(f"{error}\nIf the encoder is elsewhere now: --encoder=PLACE") from error
-
-
-def _place_now(named: Mapping[str, Any]) -> str:
-    """Where an encoder is that was perhaps named relative to where the run was started."""
-    name, folder = Path(named["name"]), Path(named.get("folder", ""))
-    if not name.exists():
-        if (folder / name.name).is_file():
-            return str(folder / name.name)
-        if (folder / "config.json").is_file():
-            return str(folder)
-    return named["name"]
-
-
-def labels_to_json(labels: LabelSpace) -> dict[str, Any]:
-    return {
-        "emotions": list(labels.emotions),
-        "neutral": labels.neutral,
-        "polarity": dict(labels.polarity) if labels.polarity else None,
-        "descriptions": dict(labels.descriptions) if labels.descriptions else None,
-        "vad_scale": list(labels.vad_scale) if labels.vad_scale else None,
-    }
-
-
-def labels_from_json(record: Mapping[str, Any]) -> LabelSpace:
-    scale = record.get("vad_scale")
-    return LabelSpace(
-        tuple(record["emotions"]),
-        record["neutral"],
-        record["polarity"],
-        descriptions=record.get("descriptions"),
-        vad_scale=tuple(scale) if scale else None,
-    )
-
-
-def encoder_to_json(experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint says of the encoder, so that prediction finds the same one."""
-    encoder = experiment.encoder
-    record = {
-        "name": encoder.name,
-        "folder": str(encoder.folder),
-        "sha256": encoder.sha256,
-        "width": encoder.width,
-    }
-    if isinstance(encoder, MultimodalEncoder):
-        record["modalities"] = encoder.to_json()
-    if experiment.description_encoder is not None:
-        describer = experiment.description_encoder
-        record["descriptions"] = {
-            "name": describer.name,
-            "folder": str(describer.folder),
-            "sha256": describer.sha256,
-        }
-    return record
-
-
-def run_facts(
-    config: ConfigDict, experiment: Experiment, chosen: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The ``run`` block of metrics.json: what the scores are scores of.
-
-    Args:
-      chosen: per seed, the checkpoint that was chosen: seed, epoch, step, score.
-    """
-    corpus = experiment.corpus
-    return {
-        "system": config.system,
-        "corpus": {**corpus_facts(corpus), "first_shift": config.data.first_shift},
-        "encoder": {
-            "name": experiment.encoder.name,
-            "sha256": experiment.encoder.sha256,
-            "width": experiment.encoder.width,
-        },
-        **_modality_facts(experiment),
-        "seeds": [run["seed"] for run in chosen],
-        "selected_on": f"{config.train.select_on} {config.train.select_metric}",
-        "checkpoints": list(chosen),
-        "seconds": round(sum(run.get("seconds", 0.0) for run in chosen), 1),  # of training
-        "versions": {"python": platform.python_version()}
-        | {name: package_version(name) for name in ("erc-jax", "jax", "jaxlib", "flax", "optax")},
-        "commit": commit_of_code(),
-        "devices": [f"{jax.device_count()} x {jax.devices()[0].device_kind}", platform.machine()],
-    }
-
-
-def _modality_facts(experiment: Experiment) -> dict[str, Any]:
-    """Where each modality comes from and how many utterances lack it; what embeds descriptions."""
-    encoder, describer = experiment.encoder, experiment.description_encoder
-    if not isinstance(encoder, MultimodalEncoder) or describer is None:
-        return {}
-    facts: dict[str, dict[str, Any]] = {
-        name: {"extractor": file.extractor, "version": file.version, "width": file.width}
-        for name, file in encoder.files.items()
-    }
-    if encoder.text:
-        facts["text"] = {"extractor": encoder.text.name, "sha256": encoder.text.sha256}
-    for name, of in facts.items():
-        of["missing"] = {
-            split: int((~examples.features.present[name]).sum())  # type: ignore[attr-defined]
-            for split, examples in experiment.examples.items()
-        }
-    return {
-        "modalities": facts,
-        "description_encoder": {"name": describer.name, "sha256": describer.sha256},
-    }
-
-
-def corpus_facts(corpus: Corpus) -> dict[str, Any]:
-    """What metrics.json says of a corpus: name, SHA-256, and dialogues and labels of each split."""
-    return {
-        "name": corpus.name,
-        "sha256": corpus.sha256,
-        "synthetic": corpus.synthetic,
-        **({"annotation": dict(corpus.annotation)} if corpus.annotation else {}),
-        "neutral": corpus.labels.neutral,
-        "splits": {
-            split: {
-                "dialogues": len(dialogues),
-                "utterances": sum(len(d.utterances) for d in dialogues),
-                "emotions": dict(
-                    zip(
-                        corpus.labels.emotions,
-                        corpus.labels.counted(dialogues).counts or (),
-                        strict=True,
-                    )
-                ),
-            }
-            for split, dialogues in corpus.splits.items()
-        },
-    }
-
-
-def package_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def commit_of_code() -> str | None:
-    """The checkout's commit, with "+" if something is changed; None for an installed package."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-        return done.stdout.strip()
-
-    try:
-        if not git("ls-files", Path(__file__).name):
-            return None
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

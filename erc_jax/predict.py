@@ -16,10 +16,11 @@ from erc_jax.data.labels import LabelSpace
 from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Predictor, label_dialogues
-from erc_jax.experiment import Encoder, described, load_run, to_arrays
+from erc_jax.experiment import Encoder, described, to_arrays
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh
 from erc_jax.systems import Params, System
+from erc_jax.workdir import load_run
 
 
 def _read_support(path: Path) -> tuple[list[Dialogue], LabelSpace]:

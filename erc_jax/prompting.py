@@ -37,7 +37,7 @@ from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.dialogue import Dialogue, parse_json, save_dialogues, write_whole
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
-from erc_jax.experiment import commit_of_code, corpus_facts, package_version
+from erc_jax.facts import commit_of_code, corpus_facts, package_version
 from erc_jax.progress import say
 from erc_jax.show import show_scores
 

@@ -33,23 +33,21 @@ from erc_jax.evaluate import (
     seen_in_training,
     split_scores,
 )
-from erc_jax.experiment import (
-    Experiment,
-    blank_batch,
-    encoder_to_json,
-    labels_to_json,
-    prepare,
-    publish_best,
-    publish_encoder,
-    run_facts,
-    save_encoder,
-    save_reference,
-    seed_folders,
-)
+from erc_jax.experiment import Experiment, blank_batch, prepare
+from erc_jax.facts import run_facts
 from erc_jax.progress import RunLog, TrainingProgress, say
 from erc_jax.sharding import make_mesh, over_blocks, replicated
 from erc_jax.systems import Objective, Params
 from erc_jax.transfer import take_over
+from erc_jax.workdir import (
+    encoder_to_json,
+    labels_to_json,
+    publish_best,
+    publish_encoder,
+    save_encoder,
+    save_reference,
+    seed_folders,
+)
 
 SCORED_SPLITS = ("validation", "test")
 # A checkpoint is written whenever the selection score improves, and this often besides.

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from erc_jax.errors import UserError
-from erc_jax.experiment import Encoder, best_meta, load_run
+from erc_jax.experiment import Encoder
 from erc_jax.progress import say
 from erc_jax.systems import HEAD, Params, System
+from erc_jax.workdir import best_meta, load_run
 
 
 def take_over(params: Params, system: System, encoder: Encoder, source: Path) -> Params:

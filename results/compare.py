@@ -17,7 +17,7 @@ import numpy as np
 from erc_jax import metrics
 from erc_jax.config import load_config
 from erc_jax.data.dialogue import iter_dialogues
-from erc_jax.experiment import best_meta, labels_from_json, seed_folders
+from erc_jax.workdir import best_meta, labels_from_json, seed_folders
 
 SHOWN = ("weighted_f1", "macro_f1", "micro_f1_no_neutral", "macro_f1_no_neutral", "mcc")
 

@@ -15,7 +15,7 @@ import numpy as np
 from erc_jax import metrics
 from erc_jax.config import load_config
 from erc_jax.data.dialogue import VAD
-from erc_jax.experiment import best_meta, seed_folders
+from erc_jax.workdir import best_meta, seed_folders
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare import counts

@@ -9,7 +9,8 @@ from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.features import save_features, utterance_features
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
-from erc_jax.experiment import ENCODER, prepare, save_encoder
+from erc_jax.experiment import ENCODER, prepare
+from erc_jax.workdir import save_encoder
 from tests.tiny import tiny_config
 
 

@@ -18,9 +18,9 @@ from erc_jax import train as train_module
 from erc_jax.config import find_config, flatten, load_config, read_config
 from erc_jax.errors import UserError
 from erc_jax.evaluate import evaluate_split
-from erc_jax.experiment import load_run
 from erc_jax.predict import Recognizer
 from erc_jax.train import train
+from erc_jax.workdir import load_run
 from tests.tiny import EMOTION_ONLY, SCORES, tiny_config, write_corpus
 
 SPLITS = ("validation", "test")

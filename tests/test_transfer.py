@@ -10,8 +10,9 @@ from erc_jax import transfer
 from erc_jax.config import base_config
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
-from erc_jax.experiment import Run, blank_batch, load_encoder
+from erc_jax.experiment import blank_batch, load_encoder
 from erc_jax.systems import HEAD, make_system
+from erc_jax.workdir import Run
 from tests.tiny import tiny_config
 
 EMOTIONS = ("angry", "calm", "happy")

@@ -20,7 +20,7 @@ from erc_jax.data.dialogue import load_dialogues
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Predictor, evaluate_file, evaluate_split
-from erc_jax.experiment import load_run, prepare
+from erc_jax.experiment import prepare
 from erc_jax.layers.transformer import TransformerLayer
 from erc_jax.losses import batch_class_weights
 from erc_jax.predict import Recognizer
@@ -30,6 +30,7 @@ from erc_jax.systems.sent_emo_context import PRIOR_POWERS, WAYS, WINDOW
 from erc_jax.train import Trainer, first_state, make_optimizers, make_train_step, train
 from erc_jax.triplets import SCORES as VERIFIED
 from erc_jax.triplets import verification_with_chance
+from erc_jax.workdir import load_run
 from tests.tiny import QUESTION, SCORES, WORDS, tiny_config
 
 D = 16
