@@ -32,6 +32,9 @@ CORPORA = {
     "dailydialog": "erc_jax.data.corpora.dailydialog",
     "iemocap": "erc_jax.data.corpora.iemocap",
     "mosi": "erc_jax.data.corpora.mosi",
+    "tec": "erc_jax.data.corpora.tec",
+    "sst2": "erc_jax.data.corpora.sst2",
+    "crowdflower": "erc_jax.data.corpora.crowdflower",
     "own": "erc_jax.data.corpora.own",
     "sample": "erc_jax.data.corpora.sample",
 }
