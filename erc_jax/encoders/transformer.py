@@ -64,19 +64,7 @@ class EncoderConfig:
         Raises:
           UserError: a field is missing or is nothing that these modules compute.
         """
-        fields: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            kind: Any = {"int": int, "float": (int, float), "str": str}[str(field.type)]
-            value = record.get(field.name)
-            good = isinstance(value, kind) and not isinstance(value, bool)
-            least_id = 0 if field.name == "pad_token_id" else 1e-300
-            if not good or (isinstance(value, int | float) and value < least_id):
-                raise UserError(
-                    f"{where}: expected {field.type} as {field.name!r}, found {value!r}; "
-                    "take config.json from where the weights come from"
-                )
-            fields[field.name] = value
-        config = cls(**fields)
+        config = cls(**read_fields(cls, record, where))
         if config.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"{where}: unknown hidden_act {config.hidden_act!r}; "
@@ -88,12 +76,7 @@ class EncoderConfig:
                 f"num_attention_heads {config.num_attention_heads}"
             )
         # What later versions added and these modules do not compute.
-        for name, known in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-            if record.get(name, known) != known:
-                raise UserError(
-                    f"{where}: {name} is {record[name]!r}; only {known!r} is supported: "
-                    "choose another model"
-                )
+        check_known(record, {"position_embedding_type": "absolute", "is_decoder": False}, where)
         return config
 
     @property
@@ -105,6 +88,38 @@ class EncoderConfig:
     def longest(self) -> int:
         """Tokens that a sentence can have."""
         return self.max_position_embeddings - self.first_position
+
+
+def read_fields(kind: type, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a dataclass of numbers, texts and flags, taken from a parsed config.json.
+
+    Raises:
+      UserError: one is missing, of another type, or below what makes sense.
+    """
+    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        value = record.get(field.name)
+        good = isinstance(value, types[str(field.type)])
+        good = good and isinstance(value, bool) == (field.type == "bool")
+        least = 0 if field.name.endswith("token_id") or field.type == "bool" else 1e-300
+        if not good or (isinstance(value, int | float) and value < least):
+            raise UserError(
+                f"{where}: expected {field.type} as {field.name!r}, found {value!r}; "
+                "take config.json from where the weights come from"
+            )
+        fields[field.name] = value
+    return fields
+
+
+def check_known(record: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    """Raises UserError if a field of config.json says other than the one thing that is known."""
+    for name, value in known.items():
+        if record.get(name, value) != value:
+            raise UserError(
+                f"{where}: {name} is {record[name]!r}; only {value!r} is supported: "
+                "choose another model"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +190,12 @@ class EncoderLayer(nn.Module):
         norm = functools.partial(
             nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False, **types
         )
-        drop_hidden: Callable[[jax.Array], jax.Array] = _no_dropout
+        drop_hidden: Callable[[jax.Array], jax.Array] = no_dropout
         drop_attention = drop_hidden
         if key is not None and tokens is not None:
             hidden_key, attention_key = jax.random.split(key)
             drop = Dropout(hidden_key, tokens.reshape(-1), rates.hidden, 2 * size)
-            drop_hidden = functools.partial(_over_tokens, drop)
+            drop_hidden = functools.partial(over_tokens, drop)
             drop_attention = PairDropout(attention_key, tokens, rates.attention, heads)
 
         def by_head(projected: jax.Array) -> jax.Array:
@@ -206,11 +221,11 @@ class EncoderLayer(nn.Module):
         return norm(name=names.output_norm)(x + drop_hidden(outer)), None
 
 
-def _no_dropout(x: jax.Array) -> jax.Array:
+def no_dropout(x: jax.Array) -> jax.Array:
     return x
 
 
-def _over_tokens(drop: Dropout, x: jax.Array) -> jax.Array:
+def over_tokens(drop: Dropout, x: jax.Array) -> jax.Array:
     """Dropout of [R, W, D], whose masks belong to the R·W tokens."""
     return drop(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
@@ -294,7 +309,7 @@ class Encoder(nn.Module):
         )(x)
         if keys[0] is not None and tokens is not None:
             drop = Dropout(keys[0], tokens.reshape(-1), rates.hidden, x.shape[-1])
-            x = _over_tokens(drop, x)
+            x = over_tokens(drop, x)
         # Padding sees padding, so that no softmax is empty; nothing reads its hidden states.
         mask = (segments[:, :, None] == segments[:, None, :])[:, None]
         bias = self.attention_bias(ids.shape[1])

@@ -50,22 +50,31 @@ class PairDropout:
       ids: int32 [R, T], each utterance's place in the whole batch.
       rate: probability of a zero, in [0, 1).
       heads: sum of the heads of all weights that will be passed.
+      over: int32 [R, S], what tells apart the keys that a row's queries attend over, where these
+        are not the queries themselves.
     """
 
-    def __init__(self, key: jax.Array | None, ids: Array, rate: float, heads: int):
+    def __init__(
+        self,
+        key: jax.Array | None,
+        ids: Array,
+        rate: float,
+        heads: int,
+        over: Array | None = None,
+    ):
         self._rate = rate
         self._bits = None
         self._used = 0
         if key is not None and rate > 0.0:
-            n_slots = ids.shape[1]
+            over = ids if over is None else over
             # The queries' keys, folded again with each id of their row, give the pairs' draws.
             queries = jax.vmap(jax.random.fold_in, (None, 0))(key, ids.reshape(-1))
-            of_row = jnp.repeat(ids, n_slots, axis=0)
+            of_row = jnp.repeat(over, ids.shape[1], axis=0)
             bits = jax.vmap(lambda k, row: _draw(k, row, (heads,)))(queries, of_row)
-            self._bits = bits.reshape(*ids.shape, n_slots, heads)
+            self._bits = bits.reshape(*ids.shape, over.shape[1], heads)
 
     def __call__(self, weights: jax.Array) -> jax.Array:
-        """Drops weights, float [R, H, T, T], of each query (third axis) over the keys (last)."""
+        """Drops weights, float [R, H, T, S], of each query (third axis) over the keys (last)."""
         if self._bits is None:
             return weights
         start, self._used = self._used, self._used + weights.shape[1]
