@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from erc_jax.encoders.transformer import (
     ACTIVATIONS,
     DropoutRates,
+    Params,
     check_known,
     no_dropout,
     over_tokens,
@@ -373,7 +374,7 @@ class Bart(nn.Module):
     param_dtype: Any = jnp.float32
     remat: bool = False
 
-    # See ``load_params``.
+    # For ``load_params``.
     PREFIX: ClassVar[str] = "model."
     IGNORED: ClassVar[re.Pattern[str]] = re.compile(
         r"(classification_head|qa_outputs)\.|(encoder|decoder)\.version$"
@@ -417,6 +418,15 @@ class Bart(nn.Module):
         self.final_logits_bias = self.param(
             "final_logits_bias", nn.initializers.zeros, (1, config.vocab_size), self.param_dtype
         )
+
+    def shapes(self) -> Params:
+        """Shapes and types of the parameters."""
+        return jax.eval_shape(self.fresh_params, jax.random.key(0))
+
+    def fresh_params(self, key: jax.Array) -> Params:
+        """Random parameters of a model that has read nothing yet."""
+        token, seen = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        return self.init(key, token, seen, token, seen)["params"]
 
     def __call__(
         self,

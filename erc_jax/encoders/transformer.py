@@ -257,6 +257,8 @@ class Encoder(nn.Module):
     PREFIX: ClassVar[str]
     # Tensors of published files that hidden states do not need: heads, and the numbers 0, 1, 2, …
     IGNORED: ClassVar[re.Pattern[str]]
+    TIED: ClassVar[Mapping[str, str]] = {}
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any], **options: Any) -> Self:
@@ -268,6 +270,11 @@ class Encoder(nn.Module):
           options: the module's other attributes.
         """
         return cls(cls.CONFIG.from_json(config, str(folder / "config.json")), **options)
+
+    def shapes(self) -> Params:
+        """Shapes and types of the parameters."""
+        token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        return jax.eval_shape(self.init, jax.random.key(0), token, token, token)["params"]
 
     @nn.compact
     def __call__(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import flax.traverse_util
-import jax
 import numpy as np
 from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
@@ -31,8 +30,10 @@ class PublishedModule(Protocol):
 
     IGNORED: ClassVar[re.Pattern[str]]  # names of tensors in published files it does not need
     PREFIX: ClassVar[str]  # what its tensors' names begin with in models with a head on top
+    TIED: ClassVar[Mapping[str, str]]  # further names of tensors that files may keep as copies
+    OPTIONAL: ClassVar[frozenset[str]]  # tensors that files may lack, and that are then 0
 
-    def init(self, rngs: Any, *args: Any) -> Any: ...
+    def shapes(self) -> Any: ...  # of the parameters, as jax.eval_shape tells them
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -134,14 +135,13 @@ def load_params(
 
     Raises:
       UserError: a file is cut off or damaged; a tensor is missing, comes twice, has another shape
-        or type, or is not known.
+        or type, is not known, or is not the same as one that it is tied to.
     """
-    token = jax.ShapeDtypeStruct((1, 1), np.int32)
-    expected = jax.eval_shape(module.init, jax.random.key(0), token, token, token)["params"]
     wanted = {
         _tensor_name(path): (path, want.shape[::-1] if path[-1] == "kernel" else want.shape)
-        for path, want in flax.traverse_util.flatten_dict(expected).items()
+        for path, want in flax.traverse_util.flatten_dict(module.shapes()).items()
     }
+    tied = set(module.TIED.values())
     params: dict[tuple[str, ...], np.ndarray] = {}
     sources: dict[str, Path] = {}  # the file of each tensor
     for file in files:
@@ -150,7 +150,8 @@ def load_params(
                 name = _plain_name(key, module)
                 if module.IGNORED.match(name):
                     continue
-                if name in sources:
+                repeated = name in sources
+                if repeated and name not in tied:
                     raise UserError(
                         f"{file}: tensor {name} comes a second time, after {sources[name]}; "
                         "fetch the files again"
@@ -170,10 +171,18 @@ def load_params(
                 value = stored.get_tensor(key)
                 # A transposed view would be copied at every use.
                 value = value.T if path[-1] == "kernel" else value
-                params[path] = np.ascontiguousarray(value, dtype=dtype)
+                value = np.ascontiguousarray(value, dtype=dtype)
+                if repeated and not np.array_equal(value, params[path]):
+                    raise UserError(
+                        f"{file}: tensor {key} differs from others that it should be a copy of; "
+                        f"only models that have a single {name} are supported: choose another"
+                    )
+                params[path] = value
     whole = files[0] if len(files) == 1 else files[0].parent / INDEX
-    for name in wanted:
-        if name not in sources:
+    for name, (path, shape) in wanted.items():
+        if name in module.OPTIONAL and name not in sources:
+            params[path] = np.zeros(shape, dtype)
+        elif name not in sources:
             raise UserError(
                 f"{whole}: tensor {name} is missing; config.json and weights do not belong "
                 "together, or the file is incomplete: fetch both again"
@@ -212,14 +221,18 @@ def save_params(file: Path, params: Mapping[str, Any], prefix: str = "") -> None
 def _tensor_name(path: tuple[str, ...]) -> str:
     """The published name of the parameter at a path."""
     *scope, leaf = path
-    return ".".join((*scope, "bias" if leaf == "bias" else "weight"))
+    return ".".join((*scope, "weight" if leaf in ("kernel", "embedding", "scale") else leaf))
 
 
 def _plain_name(tensor: str, module: PublishedModule) -> str:
-    """Models with a head on top prefix the encoder's tensors; old ones name like TensorFlow."""
+    """The name under which a module has a tensor.
+
+    Models with a head on top prefix the encoder's tensors; old ones name like TensorFlow.
+    """
     name = tensor.removeprefix(module.PREFIX)
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+    return module.TIED.get(name, name)
 
 
 def _open(file: Path) -> Any:
