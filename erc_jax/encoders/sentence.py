@@ -32,6 +32,7 @@ from erc_jax.encoders.roberta import Roberta
 from erc_jax.encoders.transformer import Encoder
 from erc_jax.encoders.weights import (
     WEIGHTS,
+    check_sha256,
     load_params,
     read_json,
     save_params,
@@ -147,18 +148,7 @@ class SentenceEncoder:
         """
         folder, published = hub.find_model(name_or_path)
         weights = weights_files(folder)
-        found = sha256_of(weights)
-        if published not in (None, found):
-            raise UserError(
-                f"{weights[0]}: SHA-256 is {found}, but the published weights of {name_or_path} "
-                f"have {published}; the file is damaged or was changed: delete {folder} and fetch "
-                "it again"
-            )
-        if sha256 not in (None, found):
-            raise UserError(
-                f"{weights[0]}: this is not the encoder that the model was trained with: its "
-                f"SHA-256 is {found}, expected {sha256}; name the encoder that it was trained with"
-            )
+        found = check_sha256(weights, name_or_path, published, sha256)
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
         config = read_json(folder / "config.json")
@@ -174,7 +164,7 @@ class SentenceEncoder:
         pooling = _read_pooling(folder, module.config.hidden_size)
         max_length, lower_case = _read_limits(folder, module.config.longest)
         context = _read_context(folder)
-        tokenizer = _read_tokenizer(folder / "tokenizer.json", module.config.vocab_size)
+        tokenizer = read_tokenizer(folder / "tokenizer.json", module.config.vocab_size)
         decisive = [
             found,
             sha256_of([folder / "config.json"]),
@@ -512,7 +502,7 @@ def _read_limits(folder: Path, longest: int) -> tuple[int, bool]:
     return min(max_length, longest), bool(limits.get("do_lower_case", False))
 
 
-def _read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
+def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
     """The published tokenizer without its truncation and padding.
 
     Raises:

@@ -120,6 +120,35 @@ def sha256_of(files: Sequence[Path]) -> str:
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
+def check_sha256(
+    weights: Sequence[Path], name: str, published: str | None, expected: str | None
+) -> str:
+    """The weights' SHA-256.
+
+    Args:
+      weights: from ``weights_files``.
+      name: of the model, for messages.
+      published: what it should be by the model's name, if that is known.
+      expected: what it should be by whoever loads it, likewise.
+
+    Raises:
+      UserError: it is another one.
+    """
+    found = sha256_of(weights)
+    if published not in (None, found):
+        raise UserError(
+            f"{weights[0]}: SHA-256 is {found}, but the published weights of {name} "
+            f"have {published}; the file is damaged or was changed: delete {weights[0].parent} and "
+            "fetch it again"
+        )
+    if expected not in (None, found):
+        raise UserError(
+            f"{weights[0]}: this is not the encoder that the model was trained with: its "
+            f"SHA-256 is {found}, expected {expected}; name the encoder that it was trained with"
+        )
+    return found
+
+
 def load_params(
     files: Sequence[Path], module: PublishedModule, dtype: DTypeLike = np.float32
 ) -> dict[str, Any]:

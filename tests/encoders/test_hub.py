@@ -282,7 +282,7 @@ def test_offline_names_the_ways_out_at_once(monkeypatch):
         ("roberta-large", "FacebookAI/roberta-large: the model is not on this machine"),
         (
             "runs/meld-encoder",
-            "if a workdir is meant, of a run that fine-tuned an encoder: there is",
+            "if a workdir is meant, of a run that fine-tuned a model: there is",
         ),
     ],
 )
