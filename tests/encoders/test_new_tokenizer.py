@@ -78,6 +78,7 @@ def test_the_same_texts_make_the_same_file(tokenizer):
     assert done.stdout == tokenizer.to_str()
 
 
+@pytest.mark.slow  # transformers takes seconds to import
 def test_transformers_reads_alike(tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
