@@ -19,6 +19,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from erc_jax.data.corpora import load_corpus
+from erc_jax.data.pairs import response_pairs
 
 ORDER = 3
 START, END = "<s>", "</s>"
@@ -98,7 +99,7 @@ def main(data: Path, model: Path) -> None:
     corpus = load_corpus("dailydialog", str(data / "dailydialog"))
     responses = {}
     for split in ("train", "validation"):
-        texts = [u.text for dialogue in corpus.splits[split] for u in dialogue.utterances[1:]]
+        texts = [pair.response for pair in response_pairs(corpus.splits[split])]
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         responses[split] = [encoding.tokens[: MAX_TOKENS - 2] for encoding in encoded]
     smoothed = KneserNey(responses["train"], tokenizer.get_vocab_size())
