@@ -22,6 +22,7 @@ from erc_jax.config import (
     check_variant,
     fine_tune,
     fmerl,
+    response,
     sent_emo_context,
 )
 
@@ -33,7 +34,9 @@ def get_config(variant: str = "") -> ConfigDict:
     ``sent_emo_context`` are other systems, ``sent_emo_context_paper`` is the latter's paper's and
     ``direct``, ``direct_six``, ``isolated_mlp`` and ``isolated_lstm`` are its baselines.
     """
-    check_variant(variant, ("paper", "encoder", "fmerl", *SENT_EMO_CONTEXT))
+    check_variant(
+        variant.partition(",")[0], ("paper", "encoder", "fmerl", "response", *SENT_EMO_CONTEXT)
+    )
     config = base_config()
     config.data.name = "dailydialog"
     config.train.select_metric = "micro_f1_no_neutral"  # what the paper's table compares
@@ -46,6 +49,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.normalize_input = False
         config.train.learning_rate = 5e-5  # the rest is base_config's: batch 32, 100 epochs
         return config
+    if variant.startswith("response"):
+        return response(config, variant)
     if variant == "fmerl":
         return fmerl(config)
     if variant == "encoder":

@@ -20,7 +20,7 @@ With many, fine-tune the sentence encoder first:
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune, fmerl, sent_emo_context
+from erc_jax.config import base_config, check_variant, fine_tune, fmerl, response, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,9 +29,12 @@ def get_config(variant: str = "") -> ConfigDict:
     The variant ``encoder`` fine-tunes the encoder on your emotions; ``sent_emo_context`` is another
     system, which can name new emotions from a few examples, ``fmerl`` one that can from phrases.
     """
-    check_variant(variant, ("encoder", "sent_emo_context", "fmerl"))
+    check_variant(variant, ("encoder", "sent_emo_context", "fmerl", "response"))
     config = base_config()
     config.data.name = "own"
+    if variant.startswith("response"):
+        config.response.tasks = "R+E"
+        return response(config, variant)
     if variant == "fmerl":
         return fmerl(config)
     if variant == "encoder":

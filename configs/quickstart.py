@@ -7,15 +7,24 @@ The corpus is synthetic: its scores say that the program works, nothing about re
 
 from ml_collections import ConfigDict
 
-from erc_jax.config import base_config, check_variant, fine_tune, fmerl, sent_emo_context
+from erc_jax.config import base_config, check_variant, fine_tune, fmerl, response, sent_emo_context
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment; ``encoder`` fine-tunes; ``sent_emo_context``, ``fmerl``: other systems."""
-    check_variant(variant, ("encoder", "sent_emo_context", "fmerl"))
+    check_variant(variant, ("encoder", "sent_emo_context", "fmerl", "response"))
     config = base_config()
     config.data.name = "sample"
     config.log_every = 20
+    if variant.startswith("response"):
+        config.response.tasks = "R+E"
+        config = response(config, variant + ",size=tiny")
+        config.response.scratch.vocabulary = 2000
+        config.response.max_tokens = 40
+        config.train.epochs = 12
+        config.train.batch_size = 32
+        config.train.warmup_steps = 50
+        return config
     if variant == "fmerl":
         return fmerl(config)
     if variant == "encoder":

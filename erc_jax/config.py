@@ -32,12 +32,15 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.system = "mtl_erc_es"  # the model, a name in erc_jax.systems
     # Sentence encoder that gives the features: a name (installed package or hub), a folder, or the
-    # workdir of a run that fine-tuned one.
+    # workdir of a run that fine-tuned one. Of system "response" the BART to start from; "" makes
+    # one from scratch.
     config.encoder = "all-MiniLM-L6-v2"
     config.seed = 0  # of initialisation, shuffling and dropout
     config.seeds = 1  # runs with seeds seed, seed + 1, …; metrics.json then holds means
     config.log_every = 50  # steps between two lines of progress; losses are fetched only then
     config.init_from = placeholder(str)  # a workdir whose weights start this run
+    # "paper" trains all combinations of tasks and weights of the paper's tables in turn (response).
+    config.sweep = ""
 
     config.data = data = ConfigDict()
     data.name = "sample"  # the corpus, a name in erc_jax.data.corpora
@@ -68,6 +71,11 @@ def base_config() -> ConfigDict:
     weights.sentiment = 1.0  # of polarity
     weights.shift_global = 1.0  # of the shift from the previous utterance
     weights.shift_speaker = 1.0  # of the shift from the speaker's previous utterance
+    weights.R = 1.0  # of system "response": of replies, which the paper fixes at 1
+    weights.E = 1.0  # of the corpus' own emotions
+    weights.E6 = 1.0  # of the Twitter Emotion Corpus' six, 0 to 1 in the paper (section 3.3)
+    weights.E2 = 1.0  # of SST-2's two
+    weights.E12 = 1.0  # of CrowdFlower's twelve
 
     config.model = model = ConfigDict()
     model.dropout = 0.2  # on LSTM inputs, attention weights, feed-forward and head inputs
@@ -145,9 +153,30 @@ def base_config() -> ConfigDict:
     # on validation is given up for the others' sake (calibrated stacking, ours); 0 is the paper.
     zero_shot.give_up = 0.3
 
+    config.response = response = ConfigDict()  # of system "response"
+    # R, replies; E, the corpus' own emotions; E6, E2 and E12 of other corpora; joined by "+".
+    response.tasks = "R+E6"
+    response.max_tokens = 64  # of an utterance and of a reply; more are cut off
+    response.label_smoothing = 0.1  # of replies; classes are not smoothed
+    response.attention_dropout = 0.1  # of attention weights; model.dropout is of hidden states
+    response.beams = 5  # hypotheses that are kept while a reply is written; 1 is greedy
+    response.length_penalty = 1.0  # a hypothesis' score is its log-likelihood / length^this
+    response.no_repeat_ngram = 3  # so many words do not come twice in a reply; 0 allows it
+    response.min_length = 0  # tokens before a reply may end
+    response.dtype = "float32"  # of the computation; "bfloat16" is faster on accelerators
+    response.remat = False  # computes layers again in the backward pass instead of keeping them
+    response.scratch = scratch = ConfigDict()  # a model without published weights (encoder = "")
+    scratch.vocabulary = 8000  # tokens; the tokenizer is made from the training dialogues
+    scratch.width = 256  # d
+    scratch.layers = 3  # of the encoder, and as many of the decoder
+    scratch.heads = 4  # of each attention
+    scratch.ffn = 1024  # width of the feed-forward networks
+
     config.train = train = ConfigDict()
     train.epochs = 100  # at most; see patience
-    train.batch_size = 32  # dialogues; of a system on tokens, see fine_tuning.context
+    train.steps = 0  # at most so many updates, however many epochs that is; 0 is no bound
+    # Dialogues; of a system on tokens, see fine_tuning.context; of response, utterances.
+    train.batch_size = 32
     train.accumulate = 1  # steps whose gradients are averaged into one update
     train.class_weights = "none"  # of emotions; "balanced" is by their inverse frequency
     train.optimizer = "adam"  # "adam", or "sgd" with momentum 0.9
@@ -281,6 +310,48 @@ def fmerl(config: ConfigDict, variant: str = "fmerl") -> ConfigDict:
     return config
 
 
+RESPONSE = "response"  # the variant that has options
+
+
+def response(config: ConfigDict, variant: str) -> ConfigDict:
+    """Turns an experiment into one of emotion-aware replies.
+
+    Args:
+      config: of the corpus.
+      variant: "response"; after commas "tasks=R+E6+E2", and "size=tiny" for a model from scratch.
+
+    Raises:
+      UserError: there is no such option.
+    """
+    config.system = "response"
+    config.encoder = "facebook/bart-base"
+    # What the paper gives, and fairseq's recipe of BART's summarization, which it points at.
+    config.model.dropout = 0.1
+    config.train.select_metric = "perplexity"
+    config.train.epochs = 64
+    config.train.batch_size = 32
+    config.train.learning_rate = 3e-5
+    config.train.warmup_steps = 500
+    config.train.decay = "linear"
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 0.1
+    for option in variant.split(",")[1:]:
+        name, _, value = option.partition("=")
+        if name == "tasks":
+            config.response.tasks = value
+        elif (name, value) == ("size", "tiny"):
+            config.encoder = ""
+            config.train.epochs = 4
+            config.train.batch_size = 64
+            config.train.learning_rate = 1e-3
+            config.train.clip_norm = 1.0
+        else:
+            raise UserError(
+                f"response,{option}: unknown option; expected tasks=R+E6 and such, or size=tiny"
+            )
+    return config
+
+
 # Numbers from the first up to, and without, the second.
 _RANGES = {
     "seed": (0, 2**31),
@@ -310,6 +381,20 @@ _RANGES = {
     "fmerl.lambda_negative": (0.0, math.inf),
     "fmerl.lambda_triple": (0.0, math.inf),
     "zero_shot.give_up": (0.0, 1.0),
+    **{f"weights.{task}": (0.0, math.inf) for task in ("R", "E", "E6", "E2", "E12")},
+    "response.max_tokens": (3, math.inf),
+    "response.label_smoothing": (0.0, 1.0),
+    "response.attention_dropout": (0.0, 1.0),
+    "response.beams": (1, 101),
+    "response.length_penalty": (-math.inf, math.inf),
+    "response.no_repeat_ngram": (0, math.inf),
+    "response.min_length": (0, math.inf),
+    "response.scratch.vocabulary": (300, math.inf),
+    "response.scratch.width": (1, math.inf),
+    "response.scratch.layers": (1, math.inf),
+    "response.scratch.heads": (1, math.inf),
+    "response.scratch.ffn": (1, math.inf),
+    "train.steps": (0, math.inf),
     "train.accumulate": (1, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch_size": (1, math.inf),
@@ -329,6 +414,8 @@ _CHOICES = {
     "sent_emo_context.triplet.strategy": ("all", "batch_hard", "semi_hard"),
     "fmerl.descriptions": ("phrase", "name", "named_phrase"),
     "fmerl.negatives": ("classes", "in_batch"),
+    "response.dtype": ("float32", "bfloat16"),
+    "sweep": ("", "paper"),
     "train.optimizer": ("adam", "sgd"),
     "train.class_weights": ("none", "balanced"),
     "train.decay": ("none", "linear", "cosine"),
@@ -372,6 +459,9 @@ def check_variant(variant: str, known: Collection[str]) -> None:
     Raises:
       UserError: it is not among the known ones.
     """
+    name, comma, _ = variant.partition(",")
+    if comma and name == RESPONSE and name in known:
+        return  # what follows are options, which ``response`` reads
     if variant and variant not in known:
         raise UserError(f"unknown variant {variant!r}; {_meant(variant, known)}")
 

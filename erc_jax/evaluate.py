@@ -6,11 +6,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from erc_jax import metrics
 from erc_jax.config import load_config
@@ -26,13 +27,13 @@ from erc_jax.data.dialogue import (
 from erc_jax.data.labels import UNLABELLED, LabelSpace
 from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
-from erc_jax.experiment import Experiment, prepare, to_arrays
-from erc_jax.facts import run_facts
+from erc_jax.experiment import AnyExperiment, Experiment, prepare, to_arrays
+from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh, over_blocks
-from erc_jax.systems import Params, System, Task
-from erc_jax.workdir import best_meta, load_run, publish_best, seed_folders
+from erc_jax.systems import Params, Recognition, System, Task
+from erc_jax.workdir import Run, best_meta, load_labelling_run, load_run, publish_best, seed_folders
 
 # Task to confusion counts int64 [M, C, C] of each of M dialogues.
 Confusions = dict[str, np.ndarray]
@@ -49,7 +50,8 @@ class Predictor:
 
     def __call__(self, params: Params, examples: Split) -> dict[str, np.ndarray]:
         """Task to class probabilities float32 [N, C] of a split's utterances, in order."""
-        return self.run(self._system.predict, params, examples)
+        recognition: Recognition = self._system  # type: ignore[assignment]  # others do not predict
+        return self.run(recognition.predict, params, examples)
 
     def run(
         self,
@@ -141,6 +143,8 @@ def split_scores(tasks: Sequence[Task], runs: Sequence[SplitResult]) -> dict[str
             return metrics.block(counts[0].sum(axis=0), task.classes, task.neutral)
         return metrics.aggregate(np.stack(counts), task.classes, task.neutral)
 
+    if not tasks:  # all that is scored, the system says itself
+        return metrics.over_seeds([run.further for run in runs])
     block = scores_of(tasks[0])
     if runs[0].seen is not None and runs[0].seen.any():
         left = ~runs[0].seen
@@ -150,6 +154,88 @@ def split_scores(tasks: Sequence[Task], runs: Sequence[SplitResult]) -> dict[str
     if "std" in block:
         block["std"] |= further.pop("std", {})
     return block | further
+
+
+class Scorer(Protocol):
+    """What is made of an experiment's parameters: emotions that are named, or replies."""
+
+    tasks: Sequence[Task]  # whose confusions a result counts
+
+    def complete(self, params: Params) -> Params:
+        """Parameters after training, with what the system reads off the data."""
+
+    def validate(self, params: Params, early: Path | None) -> tuple[float, dict[str, Any]]:
+        """The selection score, the higher the better, and all scores of the selection split.
+
+        Args:
+          params: of the system, before ``complete``.
+          early: a folder in which these predictions are kept, to be set beside the best's.
+
+        Raises:
+          FloatingPointError: predictions are not finite.
+        """
+
+    def score(self, params: Params, split: str, workdir: Path) -> SplitResult:
+        """Predicts a split, writes predictions_<split>.jsonl, and counts.
+
+        Args:
+          params: after ``complete``.
+          split: its name.
+          workdir: of the run.
+        """
+
+
+def make_scorer(config: ConfigDict, experiment: AnyExperiment, predictor: Predictor) -> Scorer:
+    """How the experiment's system is scored."""
+    if isinstance(experiment, Experiment):
+        return LabelScorer(config, experiment, predictor)
+    from erc_jax.replies import ReplyScorer
+
+    return ReplyScorer(config, experiment, predictor)
+
+
+class LabelScorer:
+    """Scores the emotions, and what else is classified, of a corpus' utterances."""
+
+    def __init__(self, config: ConfigDict, experiment: Experiment, predictor: Predictor):
+        self.tasks = experiment.system.tasks
+        self._config = config
+        self._experiment = experiment
+        self._predictor = predictor
+
+    def complete(self, params: Params) -> Params:
+        experiment, split = self._experiment, self._config.train.select_on
+        if not experiment.system.has_reference:
+            return params
+        selection = experiment.examples[split]
+        # On a dialogue that is in the training split, too, nearest neighbours find it itself: it
+        # says nothing about the choice.
+        seen = seen_in_training(experiment.corpus, split)[selection.dialogue_of]
+        unseen = {task: of.copy() for task, of in selection.labels.items()}
+        for of_task in unseen.values():
+            of_task[seen] = UNLABELLED
+        return experiment.system.fit_reference(
+            params,
+            self._predictor.run,
+            experiment.examples["train"],
+            dataclasses.replace(selection, labels=unseen),  # type: ignore[type-var]
+        )
+
+    def validate(self, params: Params, early: Path | None) -> tuple[float, dict[str, Any]]:
+        experiment, train = self._experiment, self._config.train
+        examples = experiment.examples[train.select_on]
+        probabilities = self._predictor(self.complete(params), examples)
+        if not all(np.isfinite(values).all() for values in probabilities.values()):
+            raise FloatingPointError("the predictions are not finite")
+        if early:
+            dialogues = experiment.corpus.splits[train.select_on]
+            records = label_dialogues(experiment.system, dialogues, probabilities)
+            save_dialogues(early / f"early_{train.select_on}.jsonl", records)
+        scores = split_scores(self.tasks, [result_of(self.tasks, probabilities, examples)])
+        return metrics.selection_score(scores, train.select_metric), scores
+
+    def score(self, params: Params, split: str, workdir: Path) -> SplitResult:
+        return score_run(self._predictor, params, self._experiment, split, workdir)
 
 
 def score_run(
@@ -233,14 +319,35 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     experiment = prepare(config, [split], encoder_sha256=meta["encoder"]["sha256"])
     if experiment.corpus.sha256 != meta["corpus"]["sha256"]:
         say(
-            f"Note: this is not the {config.data.name} that {workdir} was trained on: SHA-256 "
-            f"{experiment.corpus.sha256[:8]} here, {meta['corpus']['sha256'][:8]} there"
+            f"Note: this is not the {experiment.corpus.name} that {workdir} was trained on: "
+            f"SHA-256 {experiment.corpus.sha256[:8]} here, {meta['corpus']['sha256'][:8]} there"
         )
+    describer = experiment.description_encoder if isinstance(experiment, Experiment) else None
     runs = [
-        (seed, folder, load_run(folder, experiment.encoder, experiment.description_encoder))
+        (seed, folder, load_run(folder, experiment.encoder, describer))
         for seed, folder in seed_folders(config, workdir)
     ]
     trained = runs[0][2]
+    if isinstance(experiment, Experiment):
+        _check_same_labels(config, experiment, trained, workdir)
+        if split == "train" and trained.system.learns_space:
+            say("Note: on the training split, nearest neighbours find the utterances themselves")
+    # What describes the emotions may have changed since; the run's system has what it learned from.
+    experiment = dataclasses.replace(experiment, system=trained.system)
+    predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
+    scorer = make_scorer(config, experiment, predictor)
+    results = [scorer.score(run.params, split, folder) for _, folder, run in runs]
+    chosen = [selection_facts(seed, run.selection, config) for seed, _, run in runs]
+    facts = run_facts(config, experiment, chosen)
+    content = metrics_file(workdir, scorer.tasks, {split: results}, facts)
+    publish_best(config, workdir, [split])
+    return {split: content[split], "run": facts}
+
+
+def _check_same_labels(
+    config: ConfigDict, experiment: Experiment, trained: Run, workdir: Path
+) -> None:
+    """Refuses to score labels that are not those that the run was trained with."""
     if experiment.system.tasks != trained.system.tasks:
         raise UserError(
             f"{config.data.name}: the labels are not those that {workdir} was trained with: "
@@ -253,22 +360,9 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
             f"{config.data.name}: the scale of valence, arousal and dominance is {here} here and "
             f"{there} in {workdir}; see config.data.annotation"
         )
-    if split == "train" and trained.system.learns_space:
-        say("Note: on the training split, nearest neighbours find the utterances themselves")
-    # What describes the emotions may have changed since; the run's system has what it learned from.
-    experiment = dataclasses.replace(experiment, system=trained.system)
-    predictor = Predictor(experiment.system, make_mesh(), config.train.batch_size)
-    results = [
-        score_run(predictor, run.params, experiment, split, folder) for _, folder, run in runs
-    ]
-    chosen = [{"seed": seed, **run.selection} for seed, _, run in runs]
-    facts = run_facts(config, experiment, chosen)
-    content = metrics_file(workdir, experiment.system.tasks, {split: results}, facts)
-    publish_best(config, workdir, [split])
-    return {split: content[split], "run": facts}
 
 
-def _classes(system: System) -> str:
+def _classes(system: Recognition) -> str:
     return "; ".join(f"{task.name} {', '.join(task.classes)}" for task in system.tasks)
 
 
@@ -299,7 +393,7 @@ def evaluate_file(
     dialogues = [dialogue for _, dialogue in located]
     if not any(u.emotion for dialogue in dialogues for u in dialogue.utterances):
         raise UserError(f'{path}: no utterance has an "emotion"; use --mode predict')
-    run = load_run(workdir, encoder)
+    run = load_labelling_run(workdir, encoder)
     emotions = run.system.tasks[0].classes
     for places, dialogue in located:
         for place, utterance in zip(places, dialogue.utterances, strict=True):
@@ -347,7 +441,7 @@ def few_shot(
     Raises:
       UserError: the run has no space of distances, or the labels are too few.
     """
-    run = load_run(workdir, encoder)
+    run = load_labelling_run(workdir, encoder)
     run.system.require_space()
     examples = to_arrays(dialogues, run.encoder, run.system, {})
     vectors = Predictor(run.system, make_mesh()).run(run.system.embed, run.params, examples)
@@ -369,7 +463,7 @@ def few_shot(
 
 
 def label_dialogues(
-    system: System, dialogues: Sequence[Dialogue], probabilities: Mapping[str, np.ndarray]
+    system: Recognition, dialogues: Sequence[Dialogue], probabilities: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
     """The dialogues' records with what the system predicts per utterance.
 

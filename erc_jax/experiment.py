@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,11 +27,16 @@ from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.encoders.word_vectors import WordVectors
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
-from erc_jax.systems import System, Task, make_system
+from erc_jax.systems import Recognition, System, Task, make_system
+
+if TYPE_CHECKING:
+    from erc_jax.replies import ReplyExperiment
 
 SPLITS = ("train", "validation", "test")
 FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
 ENCODER = "encoder"
+MODEL = "model"  # where runs that reply leave their model
+RESPONSE = "response"  # the system that replies
 FMERL = "fmerl"  # the system that reads modalities, and descriptions of emotions
 Encoder = SentenceEncoder | WordVectors | MultimodalEncoder  # what makes the features
 CORPUS_FEATURES = "corpus"  # data.features of a modality that comes with the corpus
@@ -39,18 +44,22 @@ CORPUS_FEATURES = "corpus"  # data.features of a modality that comes with the co
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Data and system, shared by an experiment's seeds."""
+    """Data and system of a run that names emotions, shared by its seeds."""
 
     corpus: Corpus
     encoder: Encoder
     description_encoder: SentenceEncoder | None  # what embeds descriptions of emotions, if they are
-    system: System
+    system: Recognition
     examples: Mapping[str, Split]  # of the splits that were asked for
+
+
+# Those of replies are made by erc_jax.replies.
+AnyExperiment: TypeAlias = "Experiment | ReplyExperiment"
 
 
 def prepare(
     config: ConfigDict, splits: Sequence[str] = SPLITS, encoder_sha256: str | None = None
-) -> Experiment:
+) -> Any:
     """Reads the corpus, loads the encoder and computes the features, or takes them from the cache.
 
     Args:
@@ -58,11 +67,18 @@ def prepare(
       splits: which ones are needed as arrays.
       encoder_sha256: of the encoder that a trained run read, which this one must then be.
 
+    Returns:
+      An ``Experiment``, or a ``ReplyExperiment``, as the config's system asks for.
+
     Raises:
       UserError: something in config, corpus or encoder does not fit.
     """
     check_values(config)
     _check_fields_of_systems(config)
+    if config.system == RESPONSE:
+        from erc_jax.replies import prepare_replies
+
+        return prepare_replies(config, splits, encoder_sha256)
     corpus = _corpus(config)
     sizes = ", ".join(
         f"{split} {len(dialogues):,} ({sum(len(d.utterances) for d in dialogues):,})"
@@ -271,6 +287,7 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
     owners = {
         "fine_tuning.": (FINE_TUNING, "encoder"),
         "sent_emo_context.": ("sent_emo_context", "sent_emo_context"),
+        "response.": (RESPONSE, RESPONSE),
         **dict.fromkeys(
             ("fmerl.", "zero_shot.", "data.features.", "data.annotation"), (FMERL, FMERL)
         ),
@@ -343,7 +360,7 @@ def load_encoder(
 def to_arrays(
     dialogues: Sequence[Dialogue],
     encoder: Encoder,
-    system: System,
+    system: Recognition,
     labels: Mapping[str, np.ndarray],
     *,
     tables: Tables | None = None,
@@ -406,8 +423,10 @@ def _polarity(config: ConfigDict) -> dict[str, str] | None:
     return polarity or None
 
 
-def blank_batch(system: System, encoder: Encoder) -> Any:
-    """A batch with one utterance, of the right structure for initialisation."""
+def blank_batch(system: System, encoder: Any) -> Any:
+    """A batch with one utterance, for initialisation, of a system that asks for one."""
+    if not isinstance(system, Recognition):
+        return None
     blank = [Dialogue("blank", (Utterance("A", ""),))]
     if system.inputs == "tokens":
         assert isinstance(encoder, SentenceEncoder)  # word vectors have no tokens

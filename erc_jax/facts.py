@@ -14,21 +14,21 @@ from ml_collections import ConfigDict
 
 from erc_jax.data.corpora import Corpus
 from erc_jax.encoders.multimodal import MultimodalEncoder
-from erc_jax.experiment import Experiment
+from erc_jax.experiment import AnyExperiment, Experiment
+from erc_jax.metrics import shown_score
 
 
 def run_facts(
-    config: ConfigDict, experiment: Experiment, chosen: Sequence[Mapping[str, Any]]
+    config: ConfigDict, experiment: AnyExperiment, chosen: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The ``run`` block of metrics.json: what the scores are scores of.
 
     Args:
       chosen: per seed, the checkpoint that was chosen: seed, epoch, step, score.
     """
-    corpus = experiment.corpus
     return {
         "system": config.system,
-        "corpus": {**corpus_facts(corpus), "first_shift": config.data.first_shift},
+        "corpus": _corpus_facts_of(config, experiment),
         "encoder": {
             "name": experiment.encoder.name,
             "sha256": experiment.encoder.sha256,
@@ -46,8 +46,16 @@ def run_facts(
     }
 
 
-def _modality_facts(experiment: Experiment) -> dict[str, Any]:
+def selection_facts(seed: int, selection: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """Which checkpoint of a seed was chosen, for ``run_facts``."""
+    score = shown_score(selection["best_score"], config.train.select_metric)
+    return {"seed": seed, **selection, "best_score": score}
+
+
+def _modality_facts(experiment: AnyExperiment) -> dict[str, Any]:
     """Where each modality comes from and how many utterances lack it; what embeds descriptions."""
+    if not isinstance(experiment, Experiment):
+        return {}
     encoder, describer = experiment.encoder, experiment.description_encoder
     if not isinstance(encoder, MultimodalEncoder) or describer is None:
         return {}
@@ -66,6 +74,12 @@ def _modality_facts(experiment: Experiment) -> dict[str, Any]:
         "modalities": facts,
         "description_encoder": {"name": describer.name, "sha256": describer.sha256},
     }
+
+
+def _corpus_facts_of(config: ConfigDict, experiment: AnyExperiment) -> dict[str, Any]:
+    if isinstance(experiment, Experiment):
+        return {**corpus_facts(experiment.corpus), "first_shift": config.data.first_shift}
+    return experiment.corpus.facts()
 
 
 def corpus_facts(corpus: Corpus) -> dict[str, Any]:

@@ -34,6 +34,31 @@ def cross_entropy(
     return jnp.sum(losses * weights) / jnp.where(total > 0, total, 1.0)
 
 
+def smoothed_cross_entropy(
+    logits: jax.Array, target: Array, mask: Array, smoothing: float
+) -> jax.Array:
+    """Label-smoothed cross-entropy, the mean over real tokens; 0 where there is none.
+
+    With smoothing s a token's loss is (1 - s) · -log p(target) + s · mean over the vocabulary of
+    -log p (Szegedy et al., 2016), as in fairseq up to its s/(V - 1).
+
+    Args:
+      logits: float32 [..., V].
+      target: int32 [...].
+      mask: bool [...].
+      smoothing: s, in [0, 1).
+
+    Returns:
+      float32 [].
+    """
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    of_target = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    losses = log_sum - (1 - smoothing) * of_target
+    if smoothing:
+        losses = losses - smoothing * logits.mean(-1)
+    return jnp.sum(losses * mask) / jnp.maximum(mask.sum(), 1)
+
+
 def batch_class_weights(labels: Array, n_classes: int) -> jax.Array:
     """Weights float32 [C] by the inverse frequency of classes in a batch; absent ones weigh 0.
 

@@ -3,6 +3,7 @@ r"""The command line: flags, and which function they call.
 python -m erc_jax.main --config configs/meld.py --workdir runs/meld
 python -m erc_jax.main --workdir runs/meld --mode evaluate --split test
 python -m erc_jax.main --workdir runs/meld --mode predict --input talk.jsonl --output labelled.jsonl
+python -m erc_jax.main --workdir runs/reply --mode respond --input talk.jsonl --output replies.jsonl
 python -m erc_jax.main --workdir runs/meld --mode figures
 python -m erc_jax.main --mode annotate --config configs/meld.py:fmerl --annotator lexicon \
     --lexicon Ratings_Warriner_et_al.csv --output annotations/meld
@@ -35,7 +36,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: all that it 
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "few_shot", "figures", "annotate"],
+    ["train", "evaluate", "predict", "respond", "few_shot", "figures", "annotate"],
     "What to do.",
 )
 _SPLIT = flags.DEFINE_enum(
@@ -44,7 +45,7 @@ _SPLIT = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "predict: conversations to label, JSON lines or CSV. evaluate, few_shot: labelled ones.",
+    "predict, respond: conversations, JSON lines or CSV. evaluate, few_shot: labelled ones.",
 )
 _SUPPORT = flags.DEFINE_string(
     "support", None, "predict: a few labelled conversations, whose labels are then the emotions."
@@ -58,6 +59,10 @@ _DESCRIPTIONS = flags.DEFINE_string(
 _FEATURES = flags.DEFINE_list(
     "features", [], "predict, evaluate --input: feature files, such as audio=FILE,visual=FILE."
 )
+_DECODING = flags.DEFINE_list(
+    "decoding", [], "respond: how, where not as in training: beams=1,sample=true,top_p=0.9."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "respond: of replies that are sampled.")
 _WAYS = flags.DEFINE_integer("ways", 5, "few_shot: emotions of an episode.", lower_bound=2)
 _SHOTS = flags.DEFINE_integer("shots", 5, "few_shot: examples of each emotion.", lower_bound=1)
 _ENCODER = flags.DEFINE_string(
@@ -66,7 +71,7 @@ _ENCODER = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "predict: file for the labelled JSON lines. evaluate --input: for the scores. annotate: a "
+    "predict, respond: file for the JSON lines. evaluate --input: for the scores. annotate: a "
     "folder.",
 )
 _ANNOTATOR = flags.DEFINE_enum(
@@ -80,12 +85,18 @@ flags.adopt_module_key_flags(chat_flags)
 
 
 def _train(workdir: Path) -> None:
-    from erc_jax.show import show_scores
+    from erc_jax.show import show_scores, show_sweep
     from erc_jax.train import train
 
     if _CONFIG.value is None:
         raise UserError("--mode train needs --config, for instance --config configs/meld.py")
-    show_scores(train(_CONFIG.value, workdir))
+    config = _CONFIG.value
+    if config.sweep:
+        from erc_jax.sweep import sweep
+
+        show_sweep(sweep(config, workdir))
+        return
+    show_scores(train(config, workdir))
 
 
 def _evaluate(workdir: Path) -> None:
@@ -154,6 +165,25 @@ def _predict(workdir: Path) -> None:
         show_conversation(record)
     if _OUTPUT.value and len(labelled) > _SHOWN:
         print(f"… and {len(labelled) - _SHOWN} more in the file")
+
+
+def _respond(workdir: Path) -> None:
+    from erc_jax.data.dialogue import load_dialogues, save_dialogues
+    from erc_jax.respond import Responder, read_decoding
+    from erc_jax.show import show_reply
+
+    if not _INPUT.value:
+        raise UserError("--mode respond needs --input: conversations as JSON lines or CSV")
+    dialogues = load_dialogues(_INPUT.value)
+    responder = Responder.from_pretrained(workdir, decoding=read_decoding(_DECODING.value))
+    answered = responder.respond(dialogues, seed=_SEED.value)
+    if _OUTPUT.value:
+        save_dialogues(_OUTPUT.value, answered)
+        print(f"{len(answered)} conversations with a reply in {_OUTPUT.value}")
+    for record in answered if not _OUTPUT.value else answered[:_SHOWN]:
+        show_reply(record)
+    if _OUTPUT.value and len(answered) > _SHOWN:
+        print(f"… and {len(answered) - _SHOWN} more in the file")
 
 
 def _feature_files() -> dict[str, Any]:
@@ -251,6 +281,7 @@ def _annotate() -> None:
 _MODES_OF_FLAGS = {
     **dict.fromkeys(("support", "emotions", "descriptions"), ("predict",)),
     "features": ("predict", "evaluate"),
+    **dict.fromkeys(("decoding", "seed"), ("respond",)),
     **dict.fromkeys(("ways", "shots"), ("few_shot",)),
     **dict.fromkeys(("annotator", "lexicon", "dry_run"), ("annotate",)),
     **dict.fromkeys(
@@ -263,6 +294,7 @@ MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "respond": _respond,
     "few_shot": _few_shot,
     "figures": _figures,
 }

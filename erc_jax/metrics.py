@@ -223,6 +223,30 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**means, "std": spreads} if spreads else means
 
 
+LOWER_IS_BETTER = ("perplexity",)
+
+
+def selection_score(block: Mapping[str, Any], metric: str) -> float:
+    """What a checkpoint is chosen by: a score that is the better the higher it is.
+
+    Args:
+      block: scores of a split.
+      metric: the name of one, such as "weighted_f1" or "heads.E6.macro_f1".
+
+    Raises:
+      KeyError: there is no such score.
+    """
+    value: Any = block
+    for name in metric.split("."):
+        value = value[name]
+    return shown_score(float(value), metric)
+
+
+def shown_score(score: float, metric: str) -> float:
+    """What people read for a selection score: a perplexity, whose inverse is chosen by."""
+    return 1.0 / score if metric in LOWER_IS_BETTER else score
+
+
 def paired_difference(
     ours: np.ndarray,
     theirs: np.ndarray,

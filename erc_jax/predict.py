@@ -19,8 +19,8 @@ from erc_jax.evaluate import Predictor, label_dialogues
 from erc_jax.experiment import Encoder, described, to_arrays
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh
-from erc_jax.systems import Params, System
-from erc_jax.workdir import load_run
+from erc_jax.systems import Params, Recognition
+from erc_jax.workdir import load_labelling_run
 
 
 def _read_support(path: Path) -> tuple[list[Dialogue], LabelSpace]:
@@ -80,7 +80,7 @@ class Recognizer:
     goes on.
     """
 
-    def __init__(self, system: System, params: Params, encoder: Encoder):
+    def __init__(self, system: Recognition, params: Params, encoder: Encoder):
         self.system = system
         self.encoder = encoder
         self._params = params
@@ -119,7 +119,7 @@ class Recognizer:
                 "--support gives the emotions by examples, --emotions and --descriptions by "
                 "phrases; leave one of them out"
             )
-        run = load_run(Path(workdir), encoder)
+        run = load_labelling_run(Path(workdir), encoder)
         if emotions or descriptions:
             system = run.system.with_emotions(_labels_of(run.labels, emotions, descriptions))
             return cls(system, run.params, run.encoder)

@@ -122,8 +122,8 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 class TrainingProgress:
     """The line of a training run: loss, validation score, utterances per second, time left."""
 
-    def __init__(self, epochs: int, steps_per_epoch: int, start_step: int):
-        self._epochs = epochs
+    def __init__(self, steps: int, steps_per_epoch: int, start_step: int):
+        self._steps = steps  # in all
         self._steps_per_epoch = steps_per_epoch
         self._start_step = start_step
         self._started = self._last = time.monotonic()
@@ -143,10 +143,10 @@ class TrainingProgress:
         now = time.monotonic()
         rate = self._utterances / max(now - self._last, 1e-9)
         self._last, self._utterances = now, 0
-        total = self._epochs * self._steps_per_epoch
+        total, per_epoch = self._steps, self._steps_per_epoch
         left = (now - self._started) / max(step - self._start_step, 1) * (total - step)
         say(
-            f"epoch {-(-step // self._steps_per_epoch)}/{self._epochs}  step {step:,}/{total:,}  "
+            f"epoch {-(-step // per_epoch)}/{-(-total // per_epoch)}  step {step:,}/{total:,}  "
             f"loss {loss:.4f}{self._validation}  {rate:,.0f} utterances/s  "
             f"at most {duration(left)} left"
         )

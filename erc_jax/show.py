@@ -6,7 +6,7 @@ plain string for markup.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -70,6 +70,23 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
         )
 
 
+def show_reply(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the end of a conversation, its reply, and what was read in the last utterance.
+
+    Args:
+      record: a line of what ``respond`` writes.
+      console: where to; standard output by default.
+    """
+    console = console or Console()
+    last = record["utterances"][-1]
+    console.print(Text(f"{last['speaker']}: {last['text']}"))
+    if "reply" in record:
+        console.print(Text(f"  → {record['reply']}", "bold"))
+    for task, head in record["heads"].items():
+        label = head["label"]
+        console.print(Text(f"    {task}: {label} {head['probabilities'][label]:.0%}", "dim"))
+
+
 def show_scores(content: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the scores of metrics.json: a line per split and task, then emotions of the last.
 
@@ -79,6 +96,10 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     """
     console = console or Console()
     splits = [split for split in content if split not in ("run", "seeds")]
+    if content.get("run", {}).get("system") == "response":
+        _show_reply_scores(console, {split: content[split] for split in splits})
+        _say_if_synthetic(console, content)
+        return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("split", "task", *HEADLINES.values()):
         table.add_column(name, no_wrap=True)
@@ -108,6 +129,10 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         shown = ("unseen_recall", "unseen_f1", "seen_recall", "harmonic_mean")
         found = ", ".join(f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in shown)
         console.print(f"Held-out emotions: {found}")
+    _say_if_synthetic(console, content)
+
+
+def _say_if_synthetic(console: Console, content: Mapping[str, Any]) -> None:
     if content.get("run", {}).get("corpus", {}).get("synthetic"):
         console.print(
             "The corpus is synthetic: these scores say that the program works, "
@@ -115,8 +140,54 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         )
 
 
-def _score(scores: Mapping[str, Any], name: str) -> str:
+# Scores of replies, with how many digits they are shown.
+REPLY_SCORES = {
+    "perplexity": 2,
+    "bleu": 2,
+    "distinct_1": 4,
+    "distinct_2": 4,
+    "average_length": 2,
+}
+
+
+def _show_reply_scores(console: Console, blocks: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line per split, and one per split and classification head."""
+    if any(name in block for block in blocks.values() for name in REPLY_SCORES):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for name in ("split", *(name.replace("_", " ") for name in REPLY_SCORES)):
+            table.add_column(name, no_wrap=True)
+        for split, block in blocks.items():
+            cells = [_score(block, name, digits) for name, digits in REPLY_SCORES.items()]
+            table.add_row(Text(split), *cells)
+        console.print(table)
+    heads = {(s, task): of for s, b in blocks.items() for task, of in b.get("heads", {}).items()}
+    heads = {names: of for names, of in heads.items() if names[1] != "std"}
+    if heads:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for name in ("split", "head", "accuracy", "macro F1"):
+            table.add_column(name, no_wrap=True)
+        for (split, task), of in heads.items():
+            table.add_row(Text(split), task, _score(of, "accuracy"), _score(of, "macro_f1"))
+        console.print(table)
+
+
+def show_sweep(rows: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Prints the table of a sweep.
+
+    Args:
+      rows: as ``erc_jax.sweep.sweep`` returns them.
+      console: where to; standard output by default.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    (console or Console()).print(table)
+
+
+def _score(scores: Mapping[str, Any], name: str, digits: int = 4) -> str:
     if name not in scores:
         return ""
-    spread = f" ± {scores['std'][name]:.4f}" if "std" in scores else ""
-    return f"{scores[name]:.4f}{spread}"
+    spread = f" ± {scores['std'][name]:.{digits}f}" if "std" in scores else ""
+    return f"{scores[name]:.{digits}f}{spread}"

@@ -20,28 +20,17 @@ from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.batching import training_order
-from erc_jax.data.dialogue import save_dialogues
-from erc_jax.data.labels import UNLABELLED
 from erc_jax.errors import UserError
-from erc_jax.evaluate import (
-    Predictor,
-    SplitResult,
-    label_dialogues,
-    metrics_file,
-    result_of,
-    score_run,
-    seen_in_training,
-    split_scores,
-)
+from erc_jax.evaluate import Predictor, SplitResult, make_scorer, metrics_file
 from erc_jax.experiment import Experiment, blank_batch, prepare
-from erc_jax.facts import run_facts
+from erc_jax.facts import run_facts, selection_facts
+from erc_jax.metrics import shown_score
 from erc_jax.progress import RunLog, TrainingProgress, say
 from erc_jax.sharding import make_mesh, over_blocks, replicated
 from erc_jax.systems import Objective, Params
 from erc_jax.transfer import take_over
 from erc_jax.workdir import (
-    encoder_to_json,
-    labels_to_json,
+    experiment_to_json,
     publish_best,
     publish_encoder,
     save_encoder,
@@ -104,7 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     experiment = prepare(config)
     save_config(config, workdir)
     trainer = Trainer(config, experiment)
-    tasks = experiment.system.tasks
+    scorer = trainer.scorer
 
     results: dict[str, list[SplitResult]] = {split: [] for split in SCORED_SPLITS}
     chosen: list[dict[str, Any]] = []
@@ -120,14 +109,15 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             )
         save_encoder(experiment, params, folder, cross_fitted)
         save_reference(params, folder)
-        chosen.append({"seed": seed, **dataclasses.asdict(selection)})
+        chosen.append(selection_facts(seed, dataclasses.asdict(selection), config))
         for split in SCORED_SPLITS:
-            results[split].append(score_run(trainer.predictor, params, experiment, split, folder))
+            results[split].append(scorer.score(params, split, folder))
         if config.seeds > 1:
             of_seed = {split: runs[-1:] for split, runs in results.items()}
-            metrics_file(folder, tasks, of_seed, run_facts(config, experiment, chosen[-1:]))
+            facts = run_facts(config, experiment, chosen[-1:])
+            metrics_file(folder, scorer.tasks, of_seed, facts)
     facts = run_facts(config, experiment, chosen)
-    content = metrics_file(workdir, tasks, results, facts)
+    content = metrics_file(workdir, scorer.tasks, results, facts)
     publish_best(config, workdir, SCORED_SPLITS)
     publish_encoder(config, workdir)
     return content
@@ -141,11 +131,13 @@ class Trainer:
         self.experiment = experiment
         self.mesh = make_mesh()
         self.examples = experiment.system.training_examples(experiment.examples["train"])
-        self.steps_per_epoch = -(-self.examples.n_items // config.train.batch_size)
+        self.steps_per_epoch = len(training_order(self.examples, config.train.batch_size, 0, 0))
+        self.steps = _bounded(config.train.epochs * self.steps_per_epoch, config)
         self.objectives = experiment.system.objectives()
         self.optimizers = make_optimizers(config, self.objectives, self.steps_per_epoch)
         self.train_step = make_train_step(self.objectives, self.optimizers)
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
+        self.scorer = make_scorer(config, experiment, self.predictor)
 
     def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
         """Trains one seed, from its latest checkpoint if there is one.
@@ -174,9 +166,9 @@ class Trainer:
         best, _ = checkpoints.restore_best({"params": state.params}, partial=True)
         say(
             f"Chosen: epoch {selection.best_epoch}, {self.config.train.select_on} "
-            f"{self.config.train.select_metric} {selection.best_score:.4f}"
+            f"{self.config.train.select_metric} {self.shown(selection.best_score):.4f}"
         )
-        return self.with_reference(best["params"]), selection
+        return self.scorer.complete(best["params"]), selection
 
     def run_epochs(
         self,
@@ -191,15 +183,16 @@ class Trainer:
         step = int(state.step)
         started, seconds_before = time.monotonic(), selection.seconds
         log = RunLog(workdir, resume_step=step)
-        progress = TrainingProgress(config.train.epochs, self.steps_per_epoch, step)
+        progress = TrainingProgress(self.steps, self.steps_per_epoch, step)
         pending: list[dict[str, jax.Array]] = []
         saved_at = time.monotonic()
         while not self.is_over(selection):
             # 1. Steps. Losses stay on the device until a line of progress is due.
             order = training_order(examples, config.train.batch_size, seed, selection.epoch)
             active = self.active(selection.epoch)
-            end = (selection.epoch + 1) * self.steps_per_epoch
-            for items in order[step - end :]:  # what a run that was stopped has not done
+            begin = selection.epoch * self.steps_per_epoch
+            end = min(begin + self.steps_per_epoch, self.steps)
+            for items in order[step - begin : end - begin]:  # what was not done before a stop
                 batch = examples.batch(items, self.mesh.size)
                 progress.saw(int(batch.real.sum()))
                 on_device = jax.device_put(batch, over_blocks(self.mesh))
@@ -216,19 +209,16 @@ class Trainer:
 
             # 2. Validation. Nothing is saved before losses and scores are known to be finite.
             self.report(step, pending, progress, log)
-            probabilities = self.predictions(step, state.params)
-            score, scores = self.validate(probabilities)
+            score, scores = self.validate(step, state.params, workdir, selection.epoch == 0)
             better = selection.update(step, score)
             selection.seconds = seconds_before + time.monotonic() - started
             progress.validated(
                 f"{config.train.select_on} {config.train.select_metric}",
-                score,
-                selection.best_score,
+                self.shown(score),
+                self.shown(selection.best_score),
                 selection.best_epoch,
             )
             log.write(step, {"epoch": selection.epoch, config.train.select_on: scores})
-            if selection.epoch == 1:
-                self.save_early(probabilities, workdir)
 
             # 3. Checkpoint.
             due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
@@ -271,10 +261,12 @@ class Trainer:
                     f"{workdir} holds a run on another {what}: SHA-256 {meta[what]['sha256']} "
                     f"there, {now.sha256} here. Choose another --workdir, or bring the files back."
                 )
-        here = {"labels": self.meta(Selection())["labels"], **encoder_to_json(self.experiment)}
+        mine = experiment_to_json(self.experiment)
+        here = {"labels": mine["labels"], **mine["encoder"]}
         there = {"labels": meta["labels"], **meta["encoder"]}
         for what, of in (
             ("labels", "emotions, their descriptions or their scale"),
+            ("heads", "the tasks and their classes"),
             ("descriptions", "the encoder of descriptions"),
         ):
             mine, its = (_of_descriptions(record.get(what)) for record in (here, there))
@@ -284,50 +276,22 @@ class Trainer:
                     "Choose another --workdir."
                 )
 
-    def predictions(self, step: int, params: Params) -> dict[str, np.ndarray]:
-        """What the system predicts of the selection split.
+    def validate(
+        self, step: int, params: Params, workdir: Path, first: bool
+    ) -> tuple[float, dict[str, Any]]:
+        """The selection score, the higher the better, and all scores of the selection split.
 
         Raises:
           UserError: the last update has left parameters that give no finite prediction.
         """
-        examples = self.experiment.examples[self.config.train.select_on]
-        probabilities = self.predictor(self.with_reference(params), examples)
-        if not all(np.isfinite(values).all() for values in probabilities.values()):
-            raise self.diverged(f"after step {step} the predictions are not finite")
-        return probabilities
+        try:
+            return self.scorer.validate(params, workdir if first else None)
+        except FloatingPointError as error:
+            raise self.diverged(f"after step {step} {error}") from error
 
-    def validate(self, probabilities: Mapping[str, np.ndarray]) -> tuple[float, dict[str, Any]]:
-        """The selection score of the selection split, and all of its scores."""
-        system = self.experiment.system
-        examples = self.experiment.examples[self.config.train.select_on]
-        scores = split_scores(system.tasks, [result_of(system.tasks, probabilities, examples)])
-        return scores[self.config.train.select_metric], scores
-
-    def save_early(self, probabilities: Mapping[str, np.ndarray], workdir: Path) -> None:
-        """Keeps the first epoch's predictions, to be set beside those of the best (figures)."""
-        experiment, split = self.experiment, self.config.train.select_on
-        dialogues = experiment.corpus.splits[split]
-        records = label_dialogues(experiment.system, dialogues, probabilities)
-        save_dialogues(workdir / f"early_{split}.jsonl", records)
-
-    def with_reference(self, params: Params) -> Params:
-        """Parameters with what the system reads off the data (``System.fit_reference``)."""
-        experiment, split = self.experiment, self.config.train.select_on
-        if not experiment.system.has_reference:
-            return params
-        selection = experiment.examples[split]
-        # On a dialogue that is in the training split, too, nearest neighbours find it itself: it
-        # says nothing about the choice.
-        seen = seen_in_training(experiment.corpus, split)[selection.dialogue_of]
-        unseen = {task: of.copy() for task, of in selection.labels.items()}
-        for of_task in unseen.values():
-            of_task[seen] = UNLABELLED
-        return experiment.system.fit_reference(
-            params,
-            self.predictor.run,
-            experiment.examples["train"],
-            dataclasses.replace(selection, labels=unseen),  # type: ignore[type-var]
-        )
+    def shown(self, score: float) -> float:
+        """A selection score as it is shown to people."""
+        return shown_score(score, self.config.train.select_metric)
 
     def diverged(self, what: str) -> UserError:
         return UserError(
@@ -340,17 +304,17 @@ class Trainer:
     def is_over(self, selection: Selection) -> bool:
         """Whether all epochs are done, or too many of them were no better than the best."""
         train = self.config.train
+        done = selection.epoch * self.steps_per_epoch >= self.steps
         without_gain = selection.epoch - selection.best_epoch
-        return selection.epoch >= train.epochs or 0 < train.patience <= without_gain
+        return done or 0 < train.patience <= without_gain
 
     def meta(self, selection: Selection) -> dict[str, Any]:
         """What lies beside the weights: all that prediction needs to know of this run."""
         experiment = self.experiment
         return {
             "selection": dataclasses.asdict(selection),
-            "labels": labels_to_json(experiment.corpus.labels),
             "corpus": {"name": experiment.corpus.name, "sha256": experiment.corpus.sha256},
-            "encoder": encoder_to_json(experiment),
+            **experiment_to_json(experiment),
         }
 
     def report(
@@ -374,7 +338,12 @@ class Trainer:
             if not all(np.isfinite(value) for value in parts.values()):
                 shown = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
                 raise self.diverged(f"the loss of step {first + offset} is not finite ({shown})")
-        means = {name: float(np.mean([parts[name] for parts in losses])) for name in losses[0]}
+        # A step of one task has no loss of another.
+        names = {name: None for parts in losses for name in parts}
+        means = {
+            name: float(np.mean([parts[name] for parts in losses if name in parts]))
+            for name in names
+        }
         rate = progress.line(step, means["loss"])
         log.write(step, {**means, "utterances_per_second": round(rate, 1)})
 
@@ -400,7 +369,7 @@ def make_optimizers(
         train = config.train.copy_and_resolve_references()
         train.update(objective.changes)
         first, end = _epochs(objective, config)
-        optimizer = make_optimizer(train, (end - first) * steps_per_epoch)
+        optimizer = make_optimizer(train, _bounded((end - first) * steps_per_epoch, config))
         if modules := objective.modules:
             optimizer = optax.multi_transform(
                 {"trained": optimizer, "left": optax.set_to_zero()},
@@ -410,6 +379,11 @@ def make_optimizers(
             )
         made.append(optimizer)
     return tuple(made)
+
+
+def _bounded(steps: int, config: ConfigDict) -> int:
+    """Steps, but no more than the config allows."""
+    return min(steps, config.train.steps or steps)
 
 
 def _epochs(objective: Objective, config: ConfigDict) -> tuple[int, int]:

@@ -10,11 +10,11 @@ import jax
 from erc_jax.errors import UserError
 from erc_jax.experiment import Encoder
 from erc_jax.progress import say
-from erc_jax.systems import HEAD, Params, System
+from erc_jax.systems import HEAD, Params, Recognition
 from erc_jax.workdir import best_meta, load_run
 
 
-def take_over(params: Params, system: System, encoder: Encoder, source: Path) -> Params:
+def take_over(params: Params, system: Recognition, encoder: Encoder, source: Path) -> Params:
     """Replaces fresh parameters by those of another run's best checkpoint, where they fit.
 
     A module is taken whole or not at all. A head whose label names differ stays fresh, and so does

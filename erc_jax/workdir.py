@@ -35,14 +35,18 @@ from erc_jax.experiment import (
     ENCODER,
     FINE_TUNING,
     FMERL,
+    MODEL,
+    RESPONSE,
+    AnyExperiment,
     Encoder,
     Experiment,
     blank_batch,
     load_description_encoder,
     load_encoder,
 )
+from erc_jax.metrics import selection_score
 from erc_jax.sharding import make_mesh, replicated
-from erc_jax.systems import REFERENCE, Params, System, make_system
+from erc_jax.systems import REFERENCE, Params, make_system
 
 REFERENCE_FILE = "reference.safetensors"
 
@@ -65,7 +69,7 @@ def best_run(config: ConfigDict, workdir: Path) -> Path:
         raise UserError(f"{path} is missing; the run of {config.seeds} seeds is not finished")
     runs = parse_json(path.read_text(), str(path))["seeds"]
     split, metric = config.train.select_on, config.train.select_metric
-    scores = [run[split][metric] for run in runs]
+    scores = [selection_score(run[split], metric) for run in runs]
     return folders[int(np.argmax(scores))][1]
 
 
@@ -79,9 +83,9 @@ def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> No
 
 
 def save_encoder(
-    experiment: Experiment, params: Params, workdir: Path, cross_fitted: np.ndarray | None
+    experiment: AnyExperiment, params: Params, workdir: Path, cross_fitted: np.ndarray | None
 ) -> None:
-    """Saves the encoder that a run has fine-tuned, if its system does that.
+    """Saves the encoder, or the model that replies, that a run has trained, if it has.
 
     Args:
       experiment: of the run.
@@ -90,7 +94,9 @@ def save_encoder(
       cross_fitted: float32 [N, D], features of the training utterances, if there are such.
     """
     tuned = experiment.system.trained_encoder(params)
-    if tuned is not None:
+    if not isinstance(experiment, Experiment):
+        experiment.encoder.save_pretrained(workdir / MODEL, tuned)
+    elif tuned is not None:
         assert isinstance(experiment.encoder, SentenceEncoder)
         if cross_fitted is not None:
             file = workdir / ENCODER / CROSS_FITTED
@@ -149,9 +155,10 @@ def _sha256_of(params: Params) -> str:
 
 
 def publish_encoder(config: ConfigDict, workdir: Path) -> None:
-    """Puts the encoder of the run that predicts, if runs leave one, beside the means."""
+    """Puts the encoder or model of the run that predicts, if runs leave one, beside the means."""
     best = best_run(config, workdir)
-    source, target = best / ENCODER, workdir / ENCODER
+    name = MODEL if config.system == RESPONSE else ENCODER
+    source, target = best / name, workdir / name
     if best == workdir or not source.is_dir():
         return
     # config.json goes first and comes last: without it the folder is no model.
@@ -165,10 +172,10 @@ def publish_encoder(config: ConfigDict, workdir: Path) -> None:
 class Run:
     """What a trained run left: all that prediction needs."""
 
-    system: System
+    system: Any  # a Recognition, or Response
     params: Params
-    encoder: Encoder
-    labels: LabelSpace
+    encoder: Any  # an Encoder, or the Seq2Seq that replies
+    labels: Any  # a LabelSpace; of runs that reply, task to its classes
     selection: Mapping[str, Any]  # which checkpoint this is: epoch, step, score
 
 
@@ -181,9 +188,23 @@ def best_meta(workdir: Path) -> dict[str, Any]:
     return Checkpointer(best_run(load_config(workdir), workdir)).best_meta()
 
 
+def load_labelling_run(workdir: Path, encoder: str | None = None) -> Run:
+    """As ``load_run``, of a run that names emotions.
+
+    Raises:
+      UserError: as there, or the run is one that replies.
+    """
+    if load_config(workdir).system == RESPONSE:
+        raise UserError(
+            f"{workdir}: this run replies to utterances, and labels no conversations; use "
+            "--mode respond"
+        )
+    return load_run(workdir, encoder)
+
+
 def load_run(
     workdir: Path,
-    encoder: Encoder | str | None = None,
+    encoder: Any = None,
     description_encoder: SentenceEncoder | None = None,
 ) -> Run:
     """The best checkpoint of a workdir and the system that it belongs to.
@@ -201,11 +222,16 @@ def load_run(
     folder = best_run(config, workdir)
     checkpoints = Checkpointer(folder)
     meta = checkpoints.best_meta()
-    if encoder is None and config.system == FINE_TUNING:
+    if config.system == RESPONSE:
+        from erc_jax.encoders.seq2seq import Seq2Seq
+
+        if not isinstance(encoder, Seq2Seq):
+            encoder = Seq2Seq.from_pretrained(str(folder))
+    elif encoder is None and config.system == FINE_TUNING:
         encoder = SentenceEncoder.from_pretrained(str(folder))
     elif not isinstance(encoder, Encoder):
         encoder = _encoder_of(config, meta["encoder"], encoder)
-    inner: Encoder = encoder
+    inner: Any = encoder
     if config.system == FMERL:
         named = meta["encoder"]["descriptions"]
         if description_encoder and description_encoder.sha256 != named["sha256"]:
@@ -216,7 +242,7 @@ def load_run(
         inner = description_encoder or load_description_encoder(
             config, place=_place_now(named), sha256=named["sha256"]
         )
-    labels = labels_from_json(meta["labels"])
+    labels = labels_of(meta["labels"])
     system = make_system(config, labels, inner)
     blank = blank_batch(system, encoder)
     on_every_device = replicated(make_mesh())
@@ -274,6 +300,13 @@ def labels_to_json(labels: LabelSpace) -> dict[str, Any]:
     }
 
 
+def labels_of(record: Mapping[str, Any]) -> Any:
+    """The labels that a checkpoint's record names: a LabelSpace, or task to its classes."""
+    if "heads" in record:
+        return {task: tuple(classes) for task, classes in record["heads"].items()}
+    return labels_from_json(record)
+
+
 def labels_from_json(record: Mapping[str, Any]) -> LabelSpace:
     scale = record.get("vad_scale")
     return LabelSpace(
@@ -285,15 +318,17 @@ def labels_from_json(record: Mapping[str, Any]) -> LabelSpace:
     )
 
 
-def encoder_to_json(experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint says of the encoder, so that prediction finds the same one."""
+def experiment_to_json(experiment: AnyExperiment) -> dict[str, Any]:
+    """What a checkpoint says of labels and encoder, so that prediction finds the same ones."""
     encoder = experiment.encoder
-    record = {
+    record: dict[str, Any] = {
         "name": encoder.name,
         "folder": str(encoder.folder),
         "sha256": encoder.sha256,
         "width": encoder.width,
     }
+    if not isinstance(experiment, Experiment):
+        return {"labels": {"heads": experiment.corpus.heads}, "encoder": record}
     if isinstance(encoder, MultimodalEncoder):
         record["modalities"] = encoder.to_json()
     if experiment.description_encoder is not None:
@@ -303,4 +338,4 @@ def encoder_to_json(experiment: Experiment) -> dict[str, Any]:
             "folder": str(describer.folder),
             "sha256": describer.sha256,
         }
-    return record
+    return {"labels": labels_to_json(experiment.corpus.labels), "encoder": record}

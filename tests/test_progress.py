@@ -47,7 +47,7 @@ def test_durations_are_for_people():
 
 
 def test_the_line_has_loss_score_rate_and_time_left(clock, capsys):
-    lines = TrainingProgress(epochs=10, steps_per_epoch=5, start_step=0)
+    lines = TrainingProgress(steps=50, steps_per_epoch=5, start_step=0)
     lines.saw(50)
     clock.now += 10
     assert lines.line(2, 1.5) == 5.0
@@ -66,7 +66,7 @@ def test_the_line_has_loss_score_rate_and_time_left(clock, capsys):
 
 
 def test_time_left_of_a_run_that_goes_on(clock, capsys):
-    lines = TrainingProgress(epochs=10, steps_per_epoch=10, start_step=90)
+    lines = TrainingProgress(steps=100, steps_per_epoch=10, start_step=90)
     clock.now += 5
     lines.line(95, 1.0)
     assert capsys.readouterr().out.endswith("at most 5 s left\n")

@@ -21,6 +21,7 @@ from erc_jax.errors import UserError
 GENERATION = "R"  # the task's name
 # Tokens in a row. What is padded costs time, and each pair of widths is another compilation.
 WIDTHS = (12, 20, 32, 64)
+FEW = 4000  # texts
 PAD = 1  # BART's <pad>
 NO_ITEM = -1  # fills up a batch
 
@@ -122,7 +123,9 @@ class TextExamples:
         self._task_of = np.repeat(np.arange(len(parts)), counts)
         self._sources = [tokens for part in parts for tokens in part.sources]
         self._targets = [tokens for part in parts for tokens in part.targets]
-        widths = np.array([*(w for w in WIDTHS if w < max_tokens), max_tokens])
+        # Of few texts, few compilations matter more than little padding.
+        usual = WIDTHS if len(self._sources) >= FEW else (max_tokens // 2,)
+        widths = np.array([*(w for w in usual if w < max_tokens), max_tokens])
         self._source_width = _widths_of(self._sources, widths)
         self._target_width = _widths_of(self._targets, widths)
 

@@ -27,6 +27,7 @@ SYSTEMS = {
     "fmerl": "erc_jax.systems.fmerl:Fmerl",
     "fine_tuning": "erc_jax.systems.fine_tuning:FineTuning",
     "mtl_erc_es": "erc_jax.systems.mtl_erc_es:MtlErcEs",
+    "response": "erc_jax.systems.response:Response",
     "sent_emo_context": "erc_jax.systems.sent_emo_context:SentEmoContext",
 }
 
@@ -80,39 +81,12 @@ class Run(Protocol):
 
 
 class System(abc.ABC):
-    """What the training loop, scoring and prediction ask of a system."""
+    """What the training loop asks of a system."""
 
-    tasks: Sequence[Task]
     notes: Sequence[str] = ()  # what the user should be told once, such as a task that was left out
 
-    # What its batches hold of an utterance: "features" of a frozen encoder, those of its
-    # "modalities", or its "tokens".
-    inputs = "features"
-
-    # Whether it learns a space in which distances tell emotions: it then has ``embed`` and
-    # ``with_support``.
-    learns_space = False
-
-    # Whether it predicts with what ``fit_reference`` gives.
+    # Whether it predicts with what ``Recognition.fit_reference`` gives.
     has_reference = False
-
-    # Utterances of the longest dialogue that it reads; None is as many as there are.
-    longest: int | None = None
-
-    # If given, a batch has rows of so many utterances in place of whole dialogues' (``Examples``).
-    window: int | None = None
-
-    @abc.abstractmethod
-    def __init__(
-        self,
-        config: ConfigDict,
-        labels: LabelSpace,
-        encoder: Any = None,
-    ): ...
-
-    @abc.abstractmethod
-    def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
-        """Task to classes int32 [N] of all utterances in order, -1 where there is no label."""
 
     @abc.abstractmethod
     def init(self, key: jax.Array, batch: Any) -> Params:
@@ -123,21 +97,6 @@ class System(abc.ABC):
         self, params: Params, batch: Any, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss to minimise, float32 [], and its parts to be shown."""
-
-    @abc.abstractmethod
-    def predict(self, params: Params, batch: Any) -> dict[str, jax.Array]:
-        """Task to class probabilities float32 [G, N, C]."""
-
-    @abc.abstractmethod
-    def describe(
-        self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """Per utterance, what ``predict`` writes beside speaker and text.
-
-        Args:
-          dialogue: T utterances.
-          probabilities: task to float32 [T, C].
-        """
 
     # What most systems leave as it is.
 
@@ -161,6 +120,55 @@ class System(abc.ABC):
         """The parameters of the encoder that is trained here, in the published layout, if any."""
         del params
         return None
+
+
+class Recognition(System):
+    """A system that names what the utterances of dialogues express: emotions first of all."""
+
+    tasks: Sequence[Task]
+
+    # What its batches hold of an utterance: "features" of a frozen encoder, those of its
+    # "modalities", or its "tokens".
+    inputs = "features"
+
+    # Whether it learns a space in which distances tell emotions: it then has ``embed`` and
+    # ``with_support``.
+    learns_space = False
+
+    # Utterances of the longest dialogue that it reads; None is as many as there are.
+    longest: int | None = None
+
+    # If given, a batch has rows of so many utterances in place of whole dialogues' (``Examples``).
+    window: int | None = None
+
+    @abc.abstractmethod
+    def __init__(
+        self,
+        config: ConfigDict,
+        labels: LabelSpace,
+        encoder: Any = None,
+    ): ...
+
+    @abc.abstractmethod
+    def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
+        """Task to classes int32 [N] of all utterances in order, -1 where there is no label."""
+
+    @abc.abstractmethod
+    def predict(self, params: Params, batch: Any) -> dict[str, jax.Array]:
+        """Task to class probabilities float32 [G, N, C]."""
+
+    @abc.abstractmethod
+    def describe(
+        self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]
+    ) -> list[dict[str, Any]]:
+        """Per utterance, what ``predict`` writes beside speaker and text.
+
+        Args:
+          dialogue: T utterances.
+          probabilities: task to float32 [T, C].
+        """
+
+    # What most systems leave as it is.
 
     def fit_reference(self, params: Params, run: Run, train: Split, selection: Split) -> Params:
         """Parameters with what is not learned but read off the data, under REFERENCE.
@@ -188,7 +196,7 @@ class System(abc.ABC):
 
     # What systems that match descriptions of emotions have, and others refuse.
 
-    def with_emotions(self, labels: LabelSpace) -> System:
+    def with_emotions(self, labels: LabelSpace) -> Recognition:
         """The same system that names other emotions, with the same parameters.
 
         Args:
@@ -216,7 +224,7 @@ class System(abc.ABC):
 
     def with_support(
         self, params: Params, run: Run, examples: Split, labels: LabelSpace
-    ) -> tuple[System, Params]:
+    ) -> tuple[Recognition, Params]:
         """A system that names other emotions, known from a few labelled examples only.
 
         Args:
@@ -243,14 +251,14 @@ class System(abc.ABC):
         )
 
 
-def make_system(config: ConfigDict, labels: LabelSpace, encoder: Any = None) -> System:
+def make_system(config: ConfigDict, labels: Any, encoder: Any = None) -> Any:
     """The system that ``config.system`` names.
 
     Args:
       config: of the experiment.
-      labels: what is classified.
-      encoder: that the system itself works with: which fine_tuning trains, or with which fmerl
-        embeds descriptions; None for other systems, which see their encoder's features.
+      labels: what is classified, a LabelSpace; of "response" the classes of each head.
+      encoder: that the system itself works with: which fine_tuning and response train, or with
+        which fmerl embeds descriptions; None for other systems, which see their encoder's features.
 
     Raises:
       UserError: there is no system of this name.

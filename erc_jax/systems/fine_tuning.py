@@ -25,10 +25,10 @@ from erc_jax.encoders.sentence import SentenceEncoder, pool
 from erc_jax.encoders.transformer import DropoutRates
 from erc_jax.layers.dropout import Dropout
 from erc_jax.losses import cross_entropy
-from erc_jax.systems import HEAD, Params, System, Task
+from erc_jax.systems import HEAD, Params, Recognition, Task
 
 
-class FineTuning(System):
+class FineTuning(Recognition):
     """The system: encoder, pooling and head around published weights."""
 
     inputs = "tokens"

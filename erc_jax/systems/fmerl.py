@@ -38,7 +38,7 @@ from erc_jax.data.modalities import MODALITIES, Modalities
 from erc_jax.errors import UserError
 from erc_jax.layers.fusion import Fusion
 from erc_jax.losses import contrast, masked_squared_error
-from erc_jax.systems import REFERENCE, Params, Run, System, Task
+from erc_jax.systems import REFERENCE, Params, Recognition, Run, Task
 
 
 class RatingNet(nn.Module):
@@ -109,7 +109,7 @@ def unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
-class Fmerl(System):
+class Fmerl(Recognition):
     """The system: labels, losses and matching around the network.
 
     Raises:
@@ -199,7 +199,7 @@ class Fmerl(System):
             phrases = [f"{e}: {described[e]}" if e in described else e for e in emotions]
         return self._encoder.encode(phrases, normalize=True)
 
-    def with_emotions(self, labels: LabelSpace) -> System:
+    def with_emotions(self, labels: LabelSpace) -> Recognition:
         """The same system that names other emotions; the parameters stay as they are."""
         other = copy.copy(self)
         other._set_labels(labels)

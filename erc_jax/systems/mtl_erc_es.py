@@ -38,7 +38,7 @@ from erc_jax.layers.attention import ShiftUnit
 from erc_jax.layers.dropout import Dropout, PairDropout
 from erc_jax.layers.recurrent import PackedBiLSTM
 from erc_jax.losses import cross_entropy
-from erc_jax.systems import HEAD, Params, System, Task
+from erc_jax.systems import HEAD, Params, Recognition, Task
 
 LEVELS = ("global", "speaker")
 
@@ -109,7 +109,7 @@ class Model(nn.Module):
         }
 
 
-class MtlErcEs(System):
+class MtlErcEs(Recognition):
     """The system: labels, loss and predictions around the network."""
 
     def __init__(self, config: ConfigDict, labels: LabelSpace, encoder: Any = None):

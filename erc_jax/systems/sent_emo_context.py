@@ -47,7 +47,7 @@ from erc_jax.layers.isolated import MLP, StackedLSTM
 from erc_jax.layers.recurrent import gather_rows, scatter_back
 from erc_jax.layers.transformer import TransformerLayer
 from erc_jax.losses import batch_class_weights, cross_entropy, triplet_loss
-from erc_jax.systems import HEAD, REFERENCE, Objective, Params, Run, System, Task
+from erc_jax.systems import HEAD, REFERENCE, Objective, Params, Recognition, Run, Task
 from erc_jax.triplets import verification_with_chance
 
 WAYS = ("head", "centroid", "knn")
@@ -122,7 +122,7 @@ class ContextEncoder(nn.Module):
         return layer(x, layout, drop, drop_weights, at)
 
 
-class SentEmoContext(System):
+class SentEmoContext(Recognition):
     """The system: labels, the two losses, and classification in the learned space."""
 
     learns_space = True
@@ -445,7 +445,7 @@ class SentEmoContext(System):
 
     def with_support(
         self, params: Params, run: Run, examples: Split, labels: LabelSpace
-    ) -> tuple[System, Params]:
+    ) -> tuple[Recognition, Params]:
         """Classifies by the nearest centroid of the examples, all emotions alike."""
         vectors = run(self.embed, params, examples)["vectors"]
         n_classes = len(labels.emotions)
