@@ -100,6 +100,35 @@ def copied(run, tmp_path):
 
 
 @pytest.fixture
+def train_and_kill(monkeypatch):
+    """A function that trains, saving after every step, and is killed after so many saves.
+
+    It returns the steps of all saves that were begun; the last of them was not made.
+    """
+    from erc_jax import train as module
+
+    def run(config, workdir, saves):
+        steps = []
+        save = module.Checkpointer.save
+
+        def save_or_die(self, step, *rest):
+            steps.append(step)
+            if len(steps) > saves:
+                raise KeyboardInterrupt
+            save(self, step, *rest)
+            self.wait()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module.Checkpointer, "save", save_or_die)
+            patched.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+            with pytest.raises(KeyboardInterrupt):
+                module.train(config, workdir)
+        return steps
+
+    return run
+
+
+@pytest.fixture
 def command(monkeypatch):
     """Runs a command line in this process; returns its exit message, or None if it went well."""
     from absl import flags

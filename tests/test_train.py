@@ -134,25 +134,11 @@ def test_the_finished_command_again_changes_nothing_but_the_run_block(copied, ca
 
 
 @pytest.mark.parametrize("saves", [1, 2, 3])
-def test_a_killed_run_goes_on_to_the_same_end(copied, monkeypatch, tmp_path, saves):
+def test_a_killed_run_goes_on_to_the_same_end(copied, train_and_kill, saves):
     """Killed between two checkpoints, within an epoch or after it; half a line is in its log."""
     config, workdir, content = copied
     shutil.rmtree(workdir)
-    steps = []
-
-    def save_and_die(self, step, *rest):
-        steps.append(step)
-        if len(steps) > saves:
-            raise KeyboardInterrupt
-        save(self, step, *rest)
-        self.wait()
-
-    save = train_module.Checkpointer.save
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module.Checkpointer, "save", save_and_die)
-        patched.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, workdir)
+    steps = train_and_kill(config, workdir, saves)
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
     assert steps == [1, 2, 3, 4][: saves + 1]

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from erc_jax import train as train_module
 from erc_jax.config import base_config
 from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
 from erc_jax.data.tokens import TokenExamples
@@ -631,24 +630,10 @@ def test_a_split_is_scored_again_with_the_same_result(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_is_no_encoder_and_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
+def test_an_unfinished_run_is_no_encoder_and_goes_on_to_the_same_end(run, tmp_path, train_and_kill):
     config, finished, content = run
     workdir = tmp_path / "run"
-    steps = []
-    save = train_module.Checkpointer.save
-
-    def save_and_die(self, step, *rest):
-        steps.append(step)
-        if len(steps) == 2:
-            raise KeyboardInterrupt
-        save(self, step, *rest)
-        self.wait()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module.Checkpointer, "save", save_and_die)
-        patched.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, workdir)
+    steps = train_and_kill(config, workdir, saves=1)
     assert steps == [1, 2]  # it goes on within the first epoch
     message = "a workdir without a fine-tuned encoder .*its run is not finished"
     for ask in (SentenceEncoder.from_pretrained, Recognizer.from_pretrained):

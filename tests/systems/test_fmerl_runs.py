@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from erc_jax import train as train_module
 from erc_jax.config import load_config, save_config
 from erc_jax.data.annotation import save_annotation
 from erc_jax.data.descriptions import known_descriptions
@@ -260,25 +259,11 @@ def test_a_run_is_scored_again_with_the_same_result(copied, place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saves", [1, 5])
-def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, monkeypatch, saves):
+def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill, saves):
     """Killed in the first epoch, or later in the middle of one."""
     config, finished, content = run
     workdir = tmp_path / "run"
-    steps = []
-    save = train_module.Checkpointer.save
-
-    def save_and_die(self, step, *rest):
-        steps.append(step)
-        if len(steps) > saves:
-            raise KeyboardInterrupt
-        save(self, step, *rest)
-        self.wait()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module.Checkpointer, "save", save_and_die)
-        patched.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, workdir)
+    steps = train_and_kill(config, workdir, saves)
     assert steps == list(range(1, saves + 2))
     assert without_run(train(config, workdir)) == without_run(content)
     for name in ("predictions_test.jsonl", "early_validation.jsonl"):

@@ -13,7 +13,6 @@ import pytest
 from flax import traverse_util
 
 from erc_jax import metrics
-from erc_jax import train as train_module
 from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import load_dialogues
@@ -865,25 +864,11 @@ def test_support_at_prediction(run, place):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("saves", [1, 5])
-def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, monkeypatch, saves):
+def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill, saves):
     """Killed in pre-training, or after it."""
     config, finished, content = run
     workdir = tmp_path / "run"
-    steps = []
-    save = train_module.Checkpointer.save
-
-    def save_and_die(self, step, *rest):
-        steps.append(step)
-        if len(steps) > saves:
-            raise KeyboardInterrupt
-        save(self, step, *rest)
-        self.wait()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(train_module.Checkpointer, "save", save_and_die)
-        patched.setattr(train_module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, workdir)
+    steps = train_and_kill(config, workdir, saves)
     assert steps == list(range(1, saves + 2))
     assert without_run(train(config, workdir)) == without_run(content)
     name = "reference.safetensors"
