@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -159,7 +158,6 @@ def annotate(
             requests_per_minute=requests_per_minute,
             timeout=timeout,
             back_off=back_off,
-            key=os.environ.get("OPENAI_API_KEY"),
         )
         made_by = {
             "annotator": annotator,

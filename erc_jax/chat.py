@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -63,13 +64,14 @@ class Answer:
 class ChatClient:
     """An endpoint of OpenAI's chat completions; may be used by several threads.
 
+    The server's key, if it wants one, is read from the environment variable OPENAI_API_KEY.
+
     Args:
       endpoint: address that "/chat/completions" is added to, such as http://localhost:8000/v1. A
         user and a password in it go as basic authentication.
       requests_per_minute: at most, by all threads, repeated requests included.
       timeout: seconds to wait for a connection, or for the next byte of an answer.
       back_off: seconds before the first repetition; doubled for each further one.
-      key: the server's key, if it wants one.
 
     Attributes:
       address: the endpoint without user, password and query: what may be shown.
@@ -85,7 +87,6 @@ class ChatClient:
         requests_per_minute: float,
         timeout: float,
         back_off: float = 1.0,
-        key: str | None = None,
     ):
         try:
             url = httpx2.URL(endpoint)
@@ -97,7 +98,7 @@ class ChatClient:
                 "--endpoint: expected an address that begins with http:// or https://, such as "
                 "http://localhost:8000/v1"
             )
-        self._key = (key or "").strip()
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError("OPENAI_API_KEY holds characters that no key has; set it again")
         # Kept out of the address, which the client's own log records show.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -228,7 +227,6 @@ def evaluate_chat_model(
         requests_per_minute=requests_per_minute,
         timeout=timeout,
         back_off=back_off,
-        key=os.environ.get("OPENAI_API_KEY"),
     )
     settings = {
         "model": model,
