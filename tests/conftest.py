@@ -129,6 +129,17 @@ def train_and_kill(monkeypatch):
 
 
 @pytest.fixture
+def server(request, monkeypatch):
+    """A chat model's server that answers as the module's ``correct`` says; no key is set."""
+    from tests.chat_server import serving
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(request.module.correct) as server:
+        yield server
+
+
+@pytest.fixture
 def command(monkeypatch):
     """Runs a command line in this process; returns its exit message, or None if it went well."""
     from absl import flags

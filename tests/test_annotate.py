@@ -77,14 +77,6 @@ def correct(request):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(correct) as server:
-        yield server
-
-
-@pytest.fixture
 def ask(server, config, tmp_path):
     """Annotates into tmp_path/out, as fast as it goes."""
 

@@ -18,7 +18,7 @@ from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
 from erc_jax.prompting import EmotionNames, evaluate_chat_model, make_prompt, score
-from tests.chat_server import completion, serving
+from tests.chat_server import completion
 
 KEY = "sk-very-secret-123"
 SAID = {"calm": "it is raining", "happy": "we won", "sad": "he left"}
@@ -55,14 +55,6 @@ def correct(request):
     text = asked_for(request)
     emotion = next(emotion for emotion, said in SAID.items() if text.startswith(said))
     return completion(f"The label is **{emotion.upper()}**." if emotion != "calm" else "No emotion")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(correct) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")
