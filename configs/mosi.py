@@ -9,6 +9,9 @@ corpus (Poria et al., 2017). One modality alone:
 
 Text and visual features come from networks that were trained on the labels of the training videos,
 from which the validation split is taken, too: its scores are far above those of test.
+
+    expected test weighted F1, 5 seeds: 77.11 ± 1.00; of text alone: 76.00 ± 0.82
+    time per seed on one CPU core: half a minute
 """
 
 from ml_collections import ConfigDict
