@@ -20,8 +20,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config.response.tasks = "R+E"
         config = response(config, variant + ",size=tiny")
         config.response.scratch.vocabulary = 2000
-        config.response.max_tokens = 40
-        config.train.epochs = 12
+        config.response.scratch.width = 128
+        config.response.scratch.layers = 2
+        config.response.scratch.ffn = 512
+        config.response.max_tokens = 32
+        config.train.epochs = 8
         config.train.batch_size = 32
         config.train.warmup_steps = 50
         return config

@@ -124,7 +124,7 @@ class TextExamples:
         self._sources = [tokens for part in parts for tokens in part.sources]
         self._targets = [tokens for part in parts for tokens in part.targets]
         # Of few texts, few compilations matter more than little padding.
-        usual = WIDTHS if len(self._sources) >= FEW else (max_tokens // 2,)
+        usual = WIDTHS if len(self._sources) >= FEW else ()
         widths = np.array([*(w for w in usual if w < max_tokens), max_tokens])
         self._source_width = _widths_of(self._sources, widths)
         self._target_width = _widths_of(self._targets, widths)
