@@ -12,22 +12,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from erc_jax.encoders import transformer
-from erc_jax.encoders.transformer import (
-    ACTIVATIONS,
-    Params,
-    check_known,
-    no_dropout,
-    over_tokens,
-    read_fields,
-)
+from erc_jax.encoders.transformer import ACTIVATIONS, Params, check_known, read_fields
 from erc_jax.errors import UserError
 from erc_jax.layers.dropout import Dropout, PairDropout
 
@@ -38,7 +32,6 @@ NORM_EPS = 1e-5  # no config.json has it
 INIT_STD = 0.02  # of kernels and tables, as BART's authors drew them
 
 KeyValue = tuple[jax.Array, jax.Array]  # each [R, H, places, D / H]
-Drop = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +136,12 @@ class DropoutRates(transformer.DropoutRates):
 
 
 class _Drops(NamedTuple):
-    """What zeroes a layer's values while training."""
+    """The dropout of a layer."""
 
-    hidden: Drop = no_dropout  # outputs of attention and feed-forward network
-    activation: Drop = no_dropout
-    attention: Drop = no_dropout  # weights of the self-attention
-    cross: Drop = no_dropout  # weights of the decoder's attention to the encoder
+    hidden: Dropout  # of the outputs of attention and feed-forward network
+    activation: Dropout
+    attention: PairDropout  # of the weights of the self-attention
+    cross: PairDropout  # of the weights of the decoder's attention to the encoder
 
 
 class Attention(nn.Module):
@@ -177,7 +170,9 @@ class Attention(nn.Module):
         """What others attend to in x, float [R, L, D]: keys and values [R, H, L, D / H]."""
         return self._by_head(self.k_proj(x)), self._by_head(self.v_proj(x))
 
-    def __call__(self, x: jax.Array, attended: KeyValue, mask: jax.Array, drop: Drop) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, attended: KeyValue, mask: jax.Array, drop: PairDropout
+    ) -> jax.Array:
         """Reads from what is attended to.
 
         Args:
@@ -218,39 +213,17 @@ class EncoderLayer(nn.Module):
         self.fc2 = _dense(config.d_model, *types)
         self.final_layer_norm = _norm(*types)
 
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: jax.Array,
-        key: jax.Array | None,
-        tokens: jax.Array | None,
-        rates: DropoutRates,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array, drops: _Drops) -> jax.Array:
         """One layer.
 
         Args:
           x: float [R, L, D].
           mask: bool [R, 1, 1, L], False at padding.
-          key: PRNG key of the dropout; None is evaluation.
-          tokens: int32 [R, L], each token's place in the whole batch; masks belong to them.
-          rates: of the dropout.
+          drops: its dropout.
 
         Returns:
           float [R, L, D].
         """
-        drops = _Drops()
-        if key is not None:
-            assert tokens is not None  # to which the masks belong
-            hidden_key, activation_key, attention_key = jax.random.split(key, 3)
-            drops = _Drops(
-                hidden=_token_dropout(hidden_key, tokens, rates.hidden, 2 * x.shape[-1]),
-                activation=_token_dropout(
-                    activation_key, tokens, rates.activation, self.config.encoder_ffn_dim
-                ),
-                attention=PairDropout(
-                    attention_key, tokens, rates.attention, self.config.encoder_attention_heads
-                ),
-            )
         own = self.self_attn.keys_and_values(x)
         x = self.self_attn_layer_norm(
             x + drops.hidden(self.self_attn(x, own, mask, drops.attention))
@@ -283,9 +256,7 @@ class DecoderLayer(nn.Module):
         mask: jax.Array,
         encoded: jax.Array,
         source_mask: jax.Array,
-        key: jax.Array | None,
-        tokens: jax.Array | None,
-        rates: DropoutRates,
+        drops: _Drops,
     ) -> jax.Array:
         """One layer, of all positions at once.
 
@@ -294,29 +265,11 @@ class DecoderLayer(nn.Module):
           mask: bool [R, 1, T, T], True where a token sees another.
           encoded: float [R, L, D].
           source_mask: bool [R, 1, 1, L], False at padding.
-          key: PRNG key of the dropout; None is evaluation.
-          tokens: int32 [R, T], each token's place in the whole batch; masks belong to them.
-          rates: of the dropout.
+          drops: its dropout.
 
         Returns:
           float [R, T, D].
         """
-        drops = _Drops()
-        if key is not None:
-            assert tokens is not None  # to which the masks belong
-            config = self.config
-            hidden_key, activation_key, attention_key, cross_key = jax.random.split(key, 4)
-            # In its row, a source token is told apart by its position.
-            positions = jnp.broadcast_to(jnp.arange(encoded.shape[1]), encoded.shape[:2])
-            attention = (tokens, rates.attention, config.decoder_attention_heads)
-            drops = _Drops(
-                hidden=_token_dropout(hidden_key, tokens, rates.hidden, 3 * config.d_model),
-                activation=_token_dropout(
-                    activation_key, tokens, rates.activation, config.decoder_ffn_dim
-                ),
-                attention=PairDropout(attention_key, *attention),
-                cross=PairDropout(cross_key, *attention, over=positions),
-            )
         own = self.self_attn.keys_and_values(x)
         return self._read(x, own, mask, self.cross(encoded), source_mask, drops)
 
@@ -351,7 +304,7 @@ class DecoderLayer(nn.Module):
             jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=2)
             for old, new in zip(cache, self.self_attn.keys_and_values(x), strict=True)
         )
-        x = self._read(x, (keys, values), sees, cross, source_mask, _Drops())
+        x = self._read(x, (keys, values), sees, cross, source_mask, _NO_DROPS)
         return x, (keys, values)
 
     def _read(
@@ -411,11 +364,8 @@ class Bart(nn.Module):
             embedding_init=nn.initializers.normal(INIT_STD),
         )
         positions = config.max_position_embeddings + POSITION_OFFSET
-        encoder_layer: Any = EncoderLayer
-        decoder_layer: Any = DecoderLayer
-        if self.remat:  # by number, the rates, which are no array
-            encoder_layer = nn.remat(EncoderLayer, static_argnums=(5,))
-            decoder_layer = nn.remat(DecoderLayer, static_argnums=(7,))
+        encoder_layer: Any = nn.remat(EncoderLayer) if self.remat else EncoderLayer
+        decoder_layer: Any = nn.remat(DecoderLayer) if self.remat else DecoderLayer
         self.shared = table(config.vocab_size)
         self.source_positions = table(positions, name="encoder.embed_positions")
         self.source_norm = _norm(*types, name="encoder.layernorm_embedding")
@@ -491,13 +441,16 @@ class Bart(nn.Module):
         rates: DropoutRates = DropoutRates(),
     ) -> jax.Array:
         """Encoder states, ``dtype`` [R, L, D]; arguments as above."""
-        keys = _split(key, 1 + len(self.encoder_layers))
+        config = self.config
+        drop, drops = _draw_dropout(
+            *(key, tokens, rates, config.d_model, config.encoder_ffn_dim),
+            *(config.encoder_attention_heads, config.encoder_layers, None),
+        )
         places = self.source_positions(jnp.arange(source.shape[1]) + POSITION_OFFSET)
-        x = self.source_norm(self._embed(source) + places)
-        x = _token_dropout(keys[0], tokens, rates.hidden, x.shape[-1])(x)
+        x = drop(self.source_norm(self._embed(source) + places))
         mask = source_mask[:, None, None, :]
-        for layer, layer_key in zip(self.encoder_layers, keys[1:], strict=True):
-            x = layer(x, mask, layer_key, tokens, rates)
+        for layer, of_layer in zip(self.encoder_layers, drops, strict=True):
+            x = layer(x, mask, of_layer)
         return x
 
     def decode(
@@ -512,15 +465,17 @@ class Bart(nn.Module):
         rates: DropoutRates = DropoutRates(),
     ) -> jax.Array:
         """Decoder states, ``dtype`` [R, T, D]; arguments as above, ``encoded`` from ``encode``."""
-        keys = _split(key, 1 + len(self.decoder_layers))
-        length = target.shape[1]
+        config, length = self.config, target.shape[1]
+        drop, drops = _draw_dropout(
+            *(key, tokens, rates, config.d_model, config.decoder_ffn_dim),
+            *(config.decoder_attention_heads, config.decoder_layers, encoded.shape[1]),
+        )
         places = self.target_positions(jnp.arange(length) + POSITION_OFFSET)
-        x = self.target_norm(self._embed(target) + places)
-        x = _token_dropout(keys[0], tokens, rates.hidden, x.shape[-1])(x)
+        x = drop(self.target_norm(self._embed(target) + places))
         mask = jnp.tri(length, dtype=bool) & target_mask[:, None, None, :]
         source_mask = source_mask[:, None, None, :]
-        for layer, layer_key in zip(self.decoder_layers, keys[1:], strict=True):
-            x = layer(x, mask, encoded, source_mask, layer_key, tokens, rates)
+        for layer, of_layer in zip(self.decoder_layers, drops, strict=True):
+            x = layer(x, mask, encoded, source_mask, of_layer)
         return x
 
     def logits(self, states: jax.Array) -> jax.Array:
@@ -603,15 +558,50 @@ def _norm(dtype: Any, param_dtype: Any, name: str | None = None) -> nn.LayerNorm
     )
 
 
-def _split(key: jax.Array | None, count: int) -> list[Any]:
-    return [None] * count if key is None else list(jax.random.split(key, count))
+_NO_DROP = Dropout(None, np.zeros((0, 0)), 0.0, 0)
+_NO_PAIR_DROP = PairDropout(None, np.zeros((0, 0)), 0.0, 0)
+_NO_DROPS = _Drops(_NO_DROP, _NO_DROP, _NO_PAIR_DROP, _NO_PAIR_DROP)
 
 
-def _token_dropout(
-    key: jax.Array | None, tokens: jax.Array | None, rate: float, channels: int
-) -> Drop:
-    """Dropout of [R, T, ·]; see ``Dropout``."""
+def _draw_dropout(
+    key: jax.Array | None,
+    tokens: jax.Array | None,
+    rates: DropoutRates,
+    size: int,
+    inner: int,
+    heads: int,
+    layers: int,
+    sources: int | None,
+) -> tuple[Dropout, list[_Drops]]:
+    """The dropout of embeddings, and of each layer.
+
+    Of each kind the masks of all layers are drawn at once: many small draws compile long.
+
+    Args:
+      key: PRNG key; None is evaluation.
+      tokens: int32 [R, T], each token's place in the whole batch.
+      rates: of the dropout.
+      size: D.
+      inner: F.
+      heads: H.
+      layers: how many there are.
+      sources: L, where a layer attends to the encoder, too.
+    """
     if key is None:
-        return no_dropout
+        return _NO_DROP, [_NO_DROPS] * layers
     assert tokens is not None  # to which the masks belong
-    return functools.partial(over_tokens, Dropout(key, tokens.reshape(-1), rate, channels))
+    keys = jax.random.split(key, 4)
+    of_layer = 2 * size if sources is None else 3 * size
+    hidden = Dropout(keys[0], tokens, rates.hidden, size + layers * of_layer)
+    embeddings, *hiddens = hidden.split([size] + [of_layer] * layers)
+    activations = Dropout(keys[1], tokens, rates.activation, layers * inner).split([inner] * layers)
+    pairs = (tokens, rates.attention, layers * heads)
+    attentions = PairDropout(keys[2], *pairs).split([heads] * layers)
+    crosses = [_NO_PAIR_DROP] * layers
+    if sources is not None:
+        # In its row, a source token is told apart by its position.
+        over = jnp.broadcast_to(jnp.arange(sources), (len(tokens), sources))
+        crosses = PairDropout(keys[3], *pairs, over).split([heads] * layers)
+    return embeddings, [
+        _Drops(*drops) for drops in zip(hiddens, activations, attentions, crosses, strict=True)
+    ]

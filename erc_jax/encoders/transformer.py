@@ -190,12 +190,12 @@ class EncoderLayer(nn.Module):
         norm = functools.partial(
             nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False, **types
         )
-        drop_hidden: Callable[[jax.Array], jax.Array] = no_dropout
+        drop_hidden: Callable[[jax.Array], jax.Array] = _no_dropout
         drop_attention = drop_hidden
         if key is not None and tokens is not None:
             hidden_key, attention_key = jax.random.split(key)
             drop = Dropout(hidden_key, tokens.reshape(-1), rates.hidden, 2 * size)
-            drop_hidden = functools.partial(over_tokens, drop)
+            drop_hidden = functools.partial(_over_tokens, drop)
             drop_attention = PairDropout(attention_key, tokens, rates.attention, heads)
 
         def by_head(projected: jax.Array) -> jax.Array:
@@ -221,11 +221,11 @@ class EncoderLayer(nn.Module):
         return norm(name=names.output_norm)(x + drop_hidden(outer)), None
 
 
-def no_dropout(x: jax.Array) -> jax.Array:
+def _no_dropout(x: jax.Array) -> jax.Array:
     return x
 
 
-def over_tokens(drop: Dropout, x: jax.Array) -> jax.Array:
+def _over_tokens(drop: Dropout, x: jax.Array) -> jax.Array:
     """Dropout of [R, W, D], whose masks belong to the R·W tokens."""
     return drop(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
@@ -316,7 +316,7 @@ class Encoder(nn.Module):
         )(x)
         if keys[0] is not None and tokens is not None:
             drop = Dropout(keys[0], tokens.reshape(-1), rates.hidden, x.shape[-1])
-            x = over_tokens(drop, x)
+            x = _over_tokens(drop, x)
         # Padding sees padding, so that no softmax is empty; nothing reads its hidden states.
         mask = (segments[:, :, None] == segments[:, None, :])[:, None]
         bias = self.attention_bias(ids.shape[1])

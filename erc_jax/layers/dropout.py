@@ -9,38 +9,83 @@ that a dozen small ones take.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from typing import Any, Self
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from erc_jax.data.packing import Array
 
 
-class Dropout:
+class _Drawn:
+    """Random bits; each use takes as many places of the last axis as it needs.
+
+    A pytree, so that it can be an argument of a function that JAX transforms.
+    """
+
+    _rate: float
+    _bits: jax.Array | None  # uint16; None drops nothing
+    _used: int = 0
+
+    def split(self, sizes: Sequence[int]) -> list[Self]:
+        """Parts with uses of their own, for the layers of a network, say.
+
+        Args:
+          sizes: how many of all channels, or heads, each part has.
+        """
+        ends = np.cumsum(sizes)
+        parts = []
+        for size, end in zip(sizes, ends, strict=True):
+            part = copy.copy(self)
+            part._bits = None if self._bits is None else self._bits[..., end - size : end]
+            parts.append(part)
+        return parts
+
+    def _next(self, bits: jax.Array, count: int) -> jax.Array:
+        start, self._used = self._used, self._used + count
+        return bits[..., start : self._used]
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self._bits,), (self._rate, self._used)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, children: Any) -> Self:
+        drawn = object.__new__(cls)
+        (drawn._bits,), (drawn._rate, drawn._used) = children, rest
+        return drawn
+
+
+@jax.tree_util.register_pytree_node_class
+class Dropout(_Drawn):
     """Zeroes channels of utterances at random, and scales the others up.
 
     Each call uses up as many of the drawn channels as its argument has.
 
     Args:
       key: PRNG key; None is evaluation, and nothing is dropped.
-      ids: int32 [N], each utterance's place in the whole batch.
+      ids: int32 [N], each utterance's place in the whole batch; or [R, T], each token's.
       rate: probability of a zero, in [0, 1).
       channels: sum of the widths of all arrays that will be passed.
     """
 
     def __init__(self, key: jax.Array | None, ids: Array, rate: float, channels: int):
         self._rate = rate
-        self._bits = None if key is None or rate == 0.0 else _draw(key, ids, (channels,))
-        self._used = 0
+        self._bits = None
+        if key is not None and rate > 0.0:
+            self._bits = _draw(key, ids.reshape(-1), (channels,)).reshape(*ids.shape, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Drops channels of x, float [N, D]."""
+        """Drops channels of x, float [N, D] or [R, T, D]."""
         if self._bits is None:
             return x
-        start, self._used = self._used, self._used + x.shape[-1]
-        return _drop(x, self._rate, self._bits[:, start : self._used])
+        return _drop(x, self._rate, self._next(self._bits, x.shape[-1]))
 
 
-class PairDropout:
+@jax.tree_util.register_pytree_node_class
+class PairDropout(_Drawn):
     """Zeroes attention weights at random; a mask belongs to a pair of utterances.
 
     Each call uses up as many of the drawn masks as its argument has heads.
@@ -64,7 +109,6 @@ class PairDropout:
     ):
         self._rate = rate
         self._bits = None
-        self._used = 0
         if key is not None and rate > 0.0:
             over = ids if over is None else over
             # The queries' keys, folded again with each id of their row, give the pairs' draws.
@@ -77,8 +121,8 @@ class PairDropout:
         """Drops weights, float [R, H, T, S], of each query (third axis) over the keys (last)."""
         if self._bits is None:
             return weights
-        start, self._used = self._used, self._used + weights.shape[1]
-        return _drop(weights, self._rate, self._bits[..., start : self._used].transpose(0, 3, 1, 2))
+        bits = self._next(self._bits, weights.shape[1])
+        return _drop(weights, self._rate, bits.transpose(0, 3, 1, 2))
 
 
 def _draw(key: jax.Array, ids: Array, shape: tuple[int, ...]) -> jax.Array:
