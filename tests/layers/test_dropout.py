@@ -118,3 +118,36 @@ def test_heads_are_drawn_as_calls_are():
     together = np.asarray(PairDropout(KEY, ids, RATE, 3)(jnp.ones((2, 3, 6, 6)))) > 0
     one_by_one = kept_pairs(ids, calls=3)
     np.testing.assert_array_equal(together, np.stack(one_by_one, axis=1))
+
+
+def test_attention_over_others_than_the_queries():
+    ids, over = jnp.arange(60).reshape(2, 30), jnp.arange(90).reshape(2, 45) % 45
+    drop = PairDropout(KEY, ids, RATE, 1, over)
+    mask = np.asarray(drop(jnp.ones((2, 1, 30, 45))))[:, 0] > 0
+    assert abs(mask.mean() - (1 - RATE)) < 4 * np.sqrt(RATE * (1 - RATE) / mask.size)
+    assert_uncorrelated(mask[0], mask[1])  # the same keys, other queries
+    fewer = PairDropout(KEY, ids[:, 10:], RATE, 1, over[:, ::-1][:, :7])
+    found = np.asarray(fewer(jnp.ones((2, 1, 20, 7))))[:, 0] > 0
+    np.testing.assert_array_equal(found, mask[:, 10:, ::-1][..., :7])
+
+
+def test_parts_are_what_uses_one_after_another_would_be():
+    ids = jnp.arange(12).reshape(2, 6)
+    x, weights = jnp.ones((2, 6, 8)), jnp.ones((2, 2, 6, 6))
+    for make, ones in (
+        (lambda: Dropout(KEY, ids, RATE, 24), x),
+        (lambda: PairDropout(KEY, ids, RATE, 6), weights),
+    ):
+        drop = make()
+        whole = [drop(ones) for _ in range(3)]
+        width = ones.shape[-1] if ones is x else ones.shape[1]
+        first, second = make().split([width, 2 * width])
+        # Within a function that JAX transforms, too.
+        parts = jax.checkpoint(lambda x, a, b: [a(x), b(x), b(x)])(ones, first, second)
+        np.testing.assert_array_equal(parts, whole)
+        assert (np.asarray(whole) == 0).any()
+    # A token's mask is the same, however the tokens lie.
+    flat = Dropout(KEY, ids.reshape(-1), RATE, 8)(x.reshape(12, 8))
+    np.testing.assert_array_equal(Dropout(KEY, ids, RATE, 8)(x).reshape(12, 8), flat)
+    (nothing,) = Dropout(None, ids, RATE, 8).split([8])
+    assert nothing(x) is x
