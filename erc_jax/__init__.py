@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
     from erc_jax.encoders.sentence import SentenceEncoder
+    from erc_jax.encoders.seq2seq import Seq2Seq
     from erc_jax.errors import UserError
     from erc_jax.predict import Recognizer
+    from erc_jax.respond import Responder
 
 __version__ = "0.1.0"
 __all__ = [
     "Dialogue",
     "Recognizer",
+    "Responder",
     "SentenceEncoder",
+    "Seq2Seq",
     "UserError",
     "Utterance",
     "load_dialogues",
@@ -27,7 +31,9 @@ __all__ = [
 _HOME = {
     "Dialogue": "erc_jax.data.dialogue",
     "Recognizer": "erc_jax.predict",
+    "Responder": "erc_jax.respond",
     "SentenceEncoder": "erc_jax.encoders.sentence",
+    "Seq2Seq": "erc_jax.encoders.seq2seq",
     "UserError": "erc_jax.errors",
     "Utterance": "erc_jax.data.dialogue",
     "load_dialogues": "erc_jax.data.dialogue",

@@ -15,7 +15,7 @@ from erc_jax.config import load_config
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.labels import UNLABELLED
 from erc_jax.data.pairs import GENERATION, TextExamples
-from erc_jax.decoding import IMPOSSIBLE, Decoding
+from erc_jax.decoding import Decoding
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.errors import UserError
 from erc_jax.evaluate import Predictor
@@ -132,7 +132,7 @@ class Responder:
             [
                 {"text": self.model.decode(ids), "score": float(score)}
                 for ids, score in zip(of_one, scores, strict=True)
-                if score > IMPOSSIBLE
+                if np.isfinite(score)
             ]
             for of_one, scores in zip(tokens, found["scores"], strict=True)
         ]
