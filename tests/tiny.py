@@ -1,8 +1,14 @@
-"""Small stand-ins for what is large: a random sentence encoder, and a corpus of a few words."""
+"""Small stand-ins for what is large: a random sentence encoder, and a corpus of a few words.
+
+And parameters as training may leave them, for tests that do not train.
+"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
@@ -178,3 +184,27 @@ SCORES = {
 QUESTION = {
     "utterances": [{"speaker": "A", "text": "we won x"}, {"speaker": "B", "text": "oh my y"}]
 }
+
+
+def drawn_parameters(init: Callable[..., Any], *arguments: Any) -> Any:
+    """Of the shapes that ``init`` gives, but drawn here: nothing is compiled.
+
+    No bias is 0 and no scale is 1, at which they would not show.
+    """
+    random = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        values = random.standard_normal(leaf.shape, np.float32)
+        if leaf.ndim == 1:
+            return 0.3 * values + (path[-1].key == "scale")
+        return values / np.sqrt(leaf.shape[0])
+
+    shapes = jax.eval_shape(init, jax.random.key(0), *arguments)
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def moved_parameters(init: Callable[..., Any], *arguments: Any) -> Any:
+    """Those of ``init``, moved far from these values, at which biases and scales would not show."""
+    params = jax.jit(lambda key: init(key, *arguments))(jax.random.key(0))
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + 0.2 * random.normal(size=x.shape).astype(np.float32), params)

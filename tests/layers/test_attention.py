@@ -6,6 +6,7 @@ import pytest
 from erc_jax.data.packing import pack_sequences
 from erc_jax.layers.attention import ShiftUnit, sequence_attention
 from erc_jax.layers.dropout import Dropout, PairDropout
+from tests.tiny import moved_parameters
 
 LENGTHS = [5, 1, 9, 3, 1, 7]
 N = sum(LENGTHS)
@@ -29,16 +30,6 @@ def streams(count, n=PADDED):
     rng = np.random.default_rng(1)
     real = rng.normal(size=(count, N, D)).astype(np.float32)
     return [jnp.zeros((n, D)).at[:N].set(x) for x in real]
-
-
-def random_parameters(unit, query, memory, layout):
-    """Parameters far from their initial values, at which biases and scales would not show."""
-    init = jax.jit(lambda key: unit.init(key, query, memory, layout, nothing, nothing))
-    params = init(jax.random.key(0))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noise = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.map(jnp.add, params, jax.tree.unflatten(structure, noise))
 
 
 def torch_attention(torch, query, key, value):
@@ -82,7 +73,7 @@ def test_shift_unit_equals_torch(level, n_slots):
     sequence_of = sequences(level)
     layout = pack_sequences(sequence_of, n_padded=PADDED, n_slots=n_slots)
     unit = ShiftUnit()
-    params = random_parameters(unit, query, memory, layout)
+    params = moved_parameters(unit.init, query, memory, layout, nothing, nothing)
     weights = np.random.default_rng(2).normal(size=(N, D)).astype(np.float32)
 
     def ours(params, query, memory):
@@ -117,7 +108,7 @@ def test_no_sequence_sees_another():
     query, memory = streams(2)
     sequence_of = sequences("speaker")
     layout = pack_sequences(sequence_of, n_padded=PADDED)
-    params = random_parameters(ShiftUnit(), query, memory, layout)
+    params = moved_parameters(ShiftUnit().init, query, memory, layout, nothing, nothing)
 
     @jax.jit
     def run(query, memory):
@@ -154,7 +145,7 @@ def test_padding_changes_nothing():
     sequence_of = sequences("speaker")
     layout = pack_sequences(sequence_of, n_padded=PADDED)
     query, memory = streams(2)
-    params = random_parameters(ShiftUnit(), query, memory, layout)
+    params = moved_parameters(ShiftUnit().init, query, memory, layout, nothing, nothing)
 
     def run(layout, query, memory):
         def loss(params):
@@ -175,7 +166,7 @@ def test_padding_changes_nothing():
 def test_no_utterances_at_all():
     layout = pack_sequences(np.zeros(0, int), n_padded=8)
     zeros = jnp.zeros((8, D))
-    params = random_parameters(ShiftUnit(), zeros, zeros, layout)
+    params = moved_parameters(ShiftUnit().init, zeros, zeros, layout, nothing, nothing)
 
     def loss(params, x):
         return (ShiftUnit().apply(params, x, x, layout, nothing, nothing) ** 2).sum()
@@ -188,7 +179,7 @@ def test_no_utterances_at_all():
 def test_dropout_reaches_weights_and_hidden_layer():
     query, memory = streams(2)
     layout = pack_sequences(sequences("dialogue"), n_padded=PADDED)
-    params = random_parameters(ShiftUnit(), query, memory, layout)
+    params = moved_parameters(ShiftUnit().init, query, memory, layout, nothing, nothing)
     ids = jnp.arange(PADDED)
 
     def run(drop=nothing, drop_weights=nothing):

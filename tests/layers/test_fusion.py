@@ -11,6 +11,7 @@ from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.modalities import MODALITIES, Modalities
 from erc_jax.data.packing import pack_sequences
 from erc_jax.layers.fusion import Fusion, positions, sinusoids
+from tests.tiny import drawn_parameters
 
 WIDTHS = {"text": 10, "audio": 7, "visual": 5}
 D, HEADS, FFN = 12, 3, 20
@@ -48,21 +49,6 @@ def block_of(examples, chosen=ALL):
     return jax.tree.map(lambda x: x[0], examples.batch(chosen))
 
 
-def random_parameters(fusion, examples):
-    """Drawn here, so that no bias is 0 and no scale is 1."""
-    block = block_of(examples)
-    shapes = jax.eval_shape(fusion.init, jax.random.key(0), block.features, block)
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape, np.float32)
-        if leaf.ndim == 1:
-            return 0.3 * values + (path[-1].key == "scale")
-        return values / np.sqrt(leaf.shape[0])
-
-    return jax.tree.map_with_path(draw, shapes)
-
-
 def with_modality(examples, name, features=None, present=None):
     """The same examples, but for a modality."""
     there = examples.features
@@ -80,7 +66,8 @@ class Case:
         self.names = names
         self.fusion = fusion_of(names, **fields)
         self.examples = examples_of(names, missing=0.4 if len(names) > 1 else 0.2)
-        self.params = random_parameters(self.fusion, self.examples)
+        block = block_of(self.examples)
+        self.params = drawn_parameters(self.fusion.init, block.features, block)
         self.apply = jax.jit(self.fusion.apply)
 
     def __call__(self, examples, chosen=ALL):
@@ -369,7 +356,8 @@ def test_dropout_belongs_to_utterances():
     """Not to their places in arrays: blocks of devices drop what one block drops."""
     names = ("text", "visual")
     fusion, examples = fusion_of(names, dropout=0.4), examples_of(names)
-    params = random_parameters(fusion, examples)
+    block = block_of(examples)
+    params = drawn_parameters(fusion.init, block.features, block)
 
     @jax.jit
     def run(batch, key):

@@ -19,6 +19,7 @@ from erc_jax.sharding import make_mesh
 from erc_jax.systems import REFERENCE, make_system
 from erc_jax.train import first_state, make_optimizers, make_train_step
 from erc_jax.workdir import labels_from_json, labels_to_json
+from tests.tiny import drawn_parameters
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -107,20 +108,6 @@ def examples_of(system, dialogues, names=("text",), missing=0.0, seed=0):
     return make_examples(dialogues, Modalities(features, present), system.targets(dialogues))
 
 
-def random_parameters(system, examples):
-    """Drawn here, so that no bias is 0."""
-    shapes = jax.eval_shape(system.init, jax.random.key(0), examples.batch(ALL[:1]))
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape, np.float32)
-        if leaf.ndim == 1:
-            return 0.3 * values + (path[-1].key == "scale")
-        return values / np.sqrt(leaf.shape[0])
-
-    return jax.tree.map_with_path(draw, shapes)
-
-
 @pytest.fixture(scope="module")
 def dialogues(random_dialogues):
     """Three speakers, of whom two have an embedding."""
@@ -133,7 +120,7 @@ class Case:
     def __init__(self, space, dialogues, names=("text", "audio"), missing=0.3, **fields):
         self.system = system_with(space, fmerl__modalities=tuple(names), **fields)
         self.examples = examples_of(self.system, dialogues, names, missing)
-        self.params = random_parameters(self.system, self.examples)
+        self.params = drawn_parameters(self.system.init, self.examples.batch(ALL))
         self._predict = jax.jit(self.system.predict)
         self._step = jax.jit(jax.value_and_grad(self.system.loss, has_aux=True))
 
@@ -483,7 +470,7 @@ def parts_with(space, dialogues, **fields):
     """Loss and parts under a config, with the parameters that it needs; text alone."""
     system = system_with(space, **fields)
     examples = examples_of(system, dialogues)
-    whole = random_parameters(system_with(space), examples_of(system_with(space), dialogues))
+    whole = drawn_parameters(system_with(space).init, examples.batch(ALL))
     shapes = jax.eval_shape(system.init, jax.random.key(0), examples.batch(ALL))
     params = {name: whole[name] for name in shapes}
     chex.assert_trees_all_equal_shapes(params, shapes)

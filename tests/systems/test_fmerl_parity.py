@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from erc_jax.data.labels import LabelSpace
 from erc_jax.data.modalities import MODALITIES, Modalities
 from erc_jax.layers.fusion import Fusion
 from erc_jax.systems.fmerl import Fmerl
+from tests.tiny import drawn_parameters
 
 pytestmark = pytest.mark.parity
 
@@ -91,20 +92,6 @@ def model_state(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return state
 
 
-def random_parameters(init: Callable[..., Any], *arguments: Any) -> Any:
-    """Of the shapes that ``init`` gives, but drawn here: nothing is compiled, and no bias is 0."""
-    rng = np.random.default_rng(1)
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape, np.float32)
-        if leaf.ndim == 1:
-            return 0.1 * values + (path[-1].key == "scale")
-        return values / np.sqrt(leaf.shape[0])
-
-    shapes = jax.eval_shape(init, jax.random.key(0), *arguments)
-    return jax.tree.map_with_path(draw, shapes)
-
-
 def theirs_of(fusion: Fusion, widths: Mapping[str, int]) -> Any:
     from erc_jax.benchmarks import fmerl_torch
 
@@ -161,7 +148,7 @@ def compare_fused(widths, width, options):
         dropout=0.0,
         **{"heads": HEADS, "ffn": FFN, "speakers": EMBEDDINGS, **options},
     )
-    variables = random_parameters(fusion.init, block.features, block)
+    variables = drawn_parameters(fusion.init, block.features, block)
     ours = np.asarray(jax.jit(fusion.apply)(variables, block.features, block))
 
     theirs = theirs_of(fusion, widths)
@@ -211,7 +198,7 @@ def test_outputs_losses_and_gradients(names, described):
     config.model.normalize_input = False
     labels = LabelSpace(tuple("abcdef"), vad_scale=(1.0, 5.0))
     system = Fmerl(config, labels, encoder)
-    params = random_parameters(system.init, batch)
+    params = drawn_parameters(system.init, batch)
 
     @jax.jit
     def run(params, batch):

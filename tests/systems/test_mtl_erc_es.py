@@ -14,6 +14,7 @@ from erc_jax.errors import UserError
 from erc_jax.systems import make_system
 from erc_jax.systems.mtl_erc_es import MtlErcEs
 from erc_jax.train import first_state, make_optimizers, make_train_step
+from tests.tiny import moved_parameters
 
 D = 16
 LENGTHS = [5, 1, 9, 3, 1, 7, 2, 12]
@@ -34,13 +35,6 @@ def examples_of(system, dialogues, width=D, seed=0):
     return make_examples(dialogues, features.astype(np.float32), system.targets(dialogues))
 
 
-def random_parameters(system, batch):
-    """Parameters far from their initial values, at which biases and scales would not show."""
-    params = jax.jit(system.init)(jax.random.key(0), batch)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), params)
-
-
 @pytest.fixture(scope="module")
 def system(labels):
     return system_with(labels)
@@ -58,7 +52,7 @@ def examples(system, dialogues):
 
 @pytest.fixture(scope="module")
 def params(system, examples):
-    return random_parameters(system, examples.batch(ALL))
+    return moved_parameters(system.init, examples.batch(ALL))
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from erc_jax.train import Trainer, first_state, make_optimizers, make_train_step
 from erc_jax.triplets import SCORES as VERIFIED
 from erc_jax.triplets import verification_with_chance
 from erc_jax.workdir import load_run
-from tests.tiny import QUESTION, SCORES, WORDS, tiny_config
+from tests.tiny import QUESTION, SCORES, WORDS, moved_parameters, tiny_config
 
 D = 16
 LENGTHS = [5, 1, 17, 3, 1, 7, 2, 31]
@@ -73,13 +73,6 @@ def examples_of(system, dialogues, seed=0, features=None):
     return make_examples(dialogues, features, system.targets(dialogues), system.window)
 
 
-def random_parameters(system, examples):
-    """Parameters far from their initial values, at which biases and scales would not show."""
-    params = system.init(jax.random.key(0), examples.batch(ALL[:1]))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape).astype(np.float32), params)
-
-
 def runner(system):
     return Predictor(system, make_mesh(jax.devices()[:1]), 8).run
 
@@ -98,7 +91,7 @@ def contextual(request, labels, dialogues):
     """A system of each form, its examples, parameters, and jitted vectors [N, D] of a batch."""
     system = form_of(labels, request.param)
     examples = examples_of(system, dialogues)
-    params = random_parameters(system, examples)
+    params = moved_parameters(system.init, examples.batch(ALL[:1]))
     jitted = jax.jit(system.embed)
 
     def vectors(examples, chosen=ALL, n_blocks=1):
@@ -150,7 +143,7 @@ def test_dialogue_vectors_are_windows_of_15_through_one_layer(labels, dialogues)
     system = form_of(labels, "dialogue_vector", model__normalize_input=False)
     assert system.window == WINDOW == 15
     examples = examples_of(system, dialogues)
-    params = random_parameters(system, examples)
+    params = moved_parameters(system.init, examples.batch(ALL[:1]))
     found = runner(system)(system.embed, params, examples)["vectors"]
     layer = TransformerLayer(4, 32)
     for start, end in zip(examples.starts[:-1], examples.starts[1:], strict=True):
@@ -175,7 +168,7 @@ def test_distances_tell_the_order_of_turns(labels, random_dialogues, reach):
     """Without them, a dialogue in another order has the same vectors in that order."""
     system = system_with(labels, sent_emo_context__reach=reach)
     examples = examples_of(system, random_dialogues([6, 4]))
-    params = random_parameters(system, examples)
+    params = moved_parameters(system.init, examples.batch(ALL[:1]))
     order = np.array([0, 3, 1, 2, 5, 4, 6, 7, 8, 9])
     turned = dataclasses.replace(examples, features=examples.features[order])
     run = runner(system)
@@ -202,7 +195,7 @@ def test_anchors_vectors_are_those_among_all(labels, dialogues, form, dropout):
     rates = {"model__dropout": dropout, "sent_emo_context__input_dropout": dropout}
     system = form_of(labels, form, **rates)
     examples = examples_of(system, dialogues)
-    params = random_parameters(system, examples)
+    params = moved_parameters(system.init, examples.batch(ALL[:1]))
     batch = system.training_examples(examples).batch(np.array([0, 3, 9, 9, 30, 60]), 2)
     key = jax.random.key(5) if dropout else None
     vectors = jax.jit(system._vectors)
@@ -374,7 +367,7 @@ def test_class_weights_of_batch_or_corpus(labels, dialogues):
     }.items():
         system = form_of(labels.counted(dialogues), "none", **fields)
         examples = examples_of(system, dialogues)
-        params = random_parameters(system, examples)
+        params = moved_parameters(system.init, examples.batch(ALL[:1]))
         labelled = np.flatnonzero(examples.labels["emotion"] >= 0)
         batch = system.training_examples(examples).batch(labelled)
         losses[name] = float(jax.jit(system.loss)(params, batch, jax.random.key(0))[0])
@@ -402,7 +395,7 @@ def test_a_step_is_an_update_per_objective_in_turn(labels, dialogues):
     examples = examples_of(system, dialogues)
     anchors, items = drawn(system, examples)
     batch = anchors.batch(items)
-    params = random_parameters(system, examples)
+    params = moved_parameters(system.init, examples.batch(ALL[:1]))
     objectives = system.objectives()
     assert [objective.loss for objective in objectives] == [system.loss, system.triplets]
     optimizers = make_optimizers(config, objectives, 10)
@@ -461,7 +454,7 @@ def test_pre_training_changes_the_classifier_alone(labels, dialogues):
     objectives = system.objectives()
     assert [o.epochs for o in objectives] == [(0, 1), (1, None), (1, None)]
     optimizers = make_optimizers(config, objectives, 1)
-    params = jax.tree.map(np.array, random_parameters(system, examples))
+    params = jax.tree.map(np.array, moved_parameters(system.init, examples.batch(ALL[:1])))
     step = make_train_step(objectives, optimizers)
     state = first_state(jax.tree.map(jnp.array, params), optimizers)
     state, shown = step(state, anchors.batch(items), np.uint32(0), (0,))
@@ -538,7 +531,7 @@ def space(labels, random_dialogues):
         return make_examples(dialogues, np.asarray(features, np.float32), targets)
 
     blank = examples(np.zeros((4, D)), [0] * 4)
-    params = random_parameters(system, blank)
+    params = moved_parameters(system.init, blank.batch(ALL[:1]))
     return system, params, examples, runner(system)
 
 
