@@ -237,14 +237,15 @@ class ReplyScorer:
     def validate(self, params: Params, early: Path | None) -> tuple[float, dict[str, Any]]:
         del early  # there is no picture of early replies
         train = self._config.train
-        scores = self._without_replies(params, train.select_on)
+        scores = self._without_replies(params, train.select_on, self._nll(params, train.select_on))
         score = metrics.selection_score(scores, train.select_metric)
         if not math.isfinite(score):
             raise FloatingPointError("the predictions are not finite")
         return score, scores
 
     def score(self, params: Params, split: str, workdir: Path) -> SplitResult:
-        scores = self._without_replies(params, split)
+        nll = self._nll(params, split)
+        scores = self._without_replies(params, split, nll)
         experiment = self._experiment
         if GENERATION in experiment.corpus.of:
             records = self._replies(params, split)
@@ -256,17 +257,17 @@ class ReplyScorer:
                 kept = [pair for pair, is_seen in zip(pairs, seen, strict=True) if not is_seen]
                 scores["without_seen"] = {
                     "pairs": len(kept),
-                    "perplexity": self._perplexity(params, split, ~seen),
+                    "perplexity": _perplexity(nll[~seen]),
                     **_text_scores(kept),
                 }
         return SplitResult({}, scores)
 
-    def _without_replies(self, params: Params, split: str) -> dict[str, Any]:
+    def _without_replies(self, params: Params, split: str, nll: np.ndarray) -> dict[str, Any]:
         """Perplexity and heads' scores: what a pass over the split gives."""
         experiment = self._experiment
         scores: dict[str, Any] = {}
         if GENERATION in experiment.corpus.of:
-            scores["perplexity"] = self._perplexity(params, split)
+            scores["perplexity"] = _perplexity(nll)
         heads = {}
         for task, classes in experiment.corpus.heads.items():
             of_task = experiment.examples[split].of_task(task)
@@ -279,14 +280,13 @@ class ReplyScorer:
             heads[task] = metrics.block(confusion, classes, None)
         return scores | ({"heads": heads} if heads else {})
 
-    def _perplexity(self, params: Params, split: str, kept: np.ndarray | None = None) -> float:
-        """Exponential of the mean negative log-likelihood of a token of the responses."""
-        pairs = self._experiment.examples[split].of_task(GENERATION)
-        sums = self._predictor.run(self._experiment.system.likelihood, params, pairs)["nll"]
-        if kept is not None:
-            sums = sums[kept]
-        total, tokens = sums.sum(axis=0, dtype=np.float64)
-        return float(np.exp(min(total / tokens, 700.0)))  # beyond that, float64 has no number
+    def _nll(self, params: Params, split: str) -> np.ndarray:
+        """Negative log-likelihood and tokens of each response, float32 [pairs, 2]."""
+        experiment = self._experiment
+        if GENERATION not in experiment.corpus.of:
+            return np.zeros((0, 2), np.float32)
+        pairs = experiment.examples[split].of_task(GENERATION)
+        return self._predictor.run(experiment.system.likelihood, params, pairs)["nll"]
 
     def _replies(self, params: Params, split: str) -> list[dict[str, Any]]:
         """A record per pair: the utterance, the reply and the response that was given."""
@@ -316,6 +316,12 @@ class ReplyScorer:
         corpus = self._experiment.corpus.of[GENERATION]
         pairs = self._experiment.examples[split].of_task(GENERATION)
         return seen_in_training(corpus, split)[pairs.dialogue_of]
+
+
+def _perplexity(nll: np.ndarray) -> float:
+    """Exponential of the mean negative log-likelihood of a token."""
+    total, tokens = nll.sum(axis=0, dtype=np.float64)
+    return float(np.exp(min(total / tokens, 700.0)))  # beyond that, float64 has no number
 
 
 def _text_scores(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
