@@ -7,8 +7,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from erc_jax.benchmarks import harness
 from erc_jax.errors import UserError
 
+# Modules of this package; harness.main says what one has.
 BENCHMARKS = ("encoder", "fmerl", "mtl_erc_es", "sent_emo_context")
 
 
@@ -16,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m erc_jax.benchmarks", description=__doc__)
     parser.add_argument("benchmark", choices=BENCHMARKS)
     name = parser.parse_args(argv[:1]).benchmark
-    importlib.import_module(f"erc_jax.benchmarks.{name}").main(argv[1:])
+    harness.main(name, importlib.import_module(f"erc_jax.benchmarks.{name}"), argv[1:])
 
 
 if __name__ == "__main__":

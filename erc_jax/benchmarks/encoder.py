@@ -77,26 +77,18 @@ def flops(config: Sizes, lengths: Sequence[int], training: bool) -> float:
     return 3 * forward if training else forward
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m erc_jax.benchmarks encoder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=tuple(PAIRS), default="encode")
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2", help="name or folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sentences", type=int, default=2000, help="to encode")
     parser.add_argument("--batch-size", type=int, default=32, help="utterances in a training step")
     parser.add_argument("--dropout", type=float, default=0.0, help="of hidden states, in training")
-    harness.add_arguments(parser)
     parser.set_defaults(pairs=None)
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
     args.pairs = args.pairs or PAIRS[args.task]
-    harness.write_json(args.json, _run(args))
-
-
-def _run(args: argparse.Namespace) -> dict[str, Any]:
     # Both sides read one folder, and a model that is not there is met before any process starts.
     folder, _ = hub.find_model(args.encoder)
     options: dict[str, Any] = {"encoder": str(folder)}

@@ -97,19 +97,11 @@ def flops(
     return 2.0 * (2 * n_places * of_constants + 3 * (dense + attention))
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m erc_jax.benchmarks fmerl",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1024, help="of all inner vectors, d")
-    harness.add_arguments(parser)
-    args = parser.parse_args(argv)
-    harness.write_json(args.json, _run(args))
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     options = {"width": args.width, "n_batches": args.batches}
     with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
         peak = sides.peak(args.pairs)

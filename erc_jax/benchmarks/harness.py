@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from erc_jax.allocator import keep_freed_memory
@@ -257,12 +257,27 @@ def torch_product() -> Cases:
     return {"product": run}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that all benchmarks have."""
+def main(name: str, benchmark: ModuleType, argv: Sequence[str]) -> None:
+    """Runs a benchmark as a command.
+
+    Args:
+      name: of the benchmark on the command line.
+      benchmark: its module. The docstring is the help; ``add_arguments(parser)`` adds options to
+        those that all have; ``run(args)`` measures, prints, and returns a JSON object.
+      argv: the options.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m erc_jax.benchmarks {name}",
+        description=benchmark.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each side")
     parser.add_argument("--pairs", type=int, default=20, help="of neighbouring steps that count")
     parser.add_argument("--batches", type=int, default=5, help="different ones, taken in turn")
     parser.add_argument("--json", help="file for the figures")
+    benchmark.add_arguments(parser)
+    args = parser.parse_args(argv)
+    write_json(args.json, benchmark.run(args))
 
 
 def machine(threads: int) -> dict[str, Any]:

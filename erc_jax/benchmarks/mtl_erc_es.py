@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,18 +84,13 @@ def flops_per_utterance(model: str, width: int, training: bool) -> float:
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m erc_jax.benchmarks mtl_erc_es",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("context", "whole", "speakers"), default="context")
     parser.add_argument("--width", type=int, default=1024, help="of the features, d")
-    harness.add_arguments(parser)
-    args = parser.parse_args(argv)
-    record = _speakers(args) if args.model == "speakers" else _against_torch(args)
-    harness.write_json(args.json, record)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    return _speakers(args) if args.model == "speakers" else _against_torch(args)
 
 
 def _against_torch(args: argparse.Namespace) -> dict[str, Any]:

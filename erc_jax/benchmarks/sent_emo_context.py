@@ -118,19 +118,11 @@ def flops(
     return 2.0 * (2 * context + 3 * classifier + 3 * distances)
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m erc_jax.benchmarks sent_emo_context",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=384, help="of the features, d")
-    harness.add_arguments(parser)
-    args = parser.parse_args(argv)
-    harness.write_json(args.json, _run(args))
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     options = {"width": args.width, "n_batches": args.batches}
     with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
         peak = sides.peak(args.pairs)
