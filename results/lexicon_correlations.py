@@ -16,7 +16,7 @@ from erc_jax.lexicon import load_lexicon
 
 
 def main(corpus: Path, norms: Path) -> None:
-    """Prints the correlation of each dimension, over the utterances of all splits that both rate."""
+    """Prints each dimension's correlation, over the utterances of all splits that both rate."""
     lexicon = load_lexicon(norms)
     people, words = [], []
     for dialogues in load_corpus("iemocap", corpus).splits.values():
