@@ -27,7 +27,7 @@ from erc_jax.data.dialogue import (
 from erc_jax.data.labels import UNLABELLED, LabelSpace
 from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
-from erc_jax.experiment import AnyExperiment, Experiment, prepare, to_arrays
+from erc_jax.experiment import RESPONSE, AnyExperiment, Experiment, prepare, to_arrays
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
 from erc_jax.progress import say
@@ -322,13 +322,14 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
             f"Note: this is not the {experiment.corpus.name} that {workdir} was trained on: "
             f"SHA-256 {experiment.corpus.sha256[:8]} here, {meta['corpus']['sha256'][:8]} there"
         )
-    describer = experiment.description_encoder if isinstance(experiment, Experiment) else None
+    labels_are_scored = config.system != RESPONSE
+    describer = experiment.description_encoder if labels_are_scored else None
     runs = [
         (seed, folder, load_run(folder, experiment.encoder, describer))
         for seed, folder in seed_folders(config, workdir)
     ]
     trained = runs[0][2]
-    if isinstance(experiment, Experiment):
+    if labels_are_scored:
         _check_same_labels(config, experiment, trained, workdir)
         if split == "train" and trained.system.learns_space:
             say("Note: on the training split, nearest neighbours find the utterances themselves")

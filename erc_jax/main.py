@@ -143,7 +143,7 @@ def _overrides_of_finished(workdir: Path) -> dict[str, Any]:
 
 
 def _predict(workdir: Path) -> None:
-    from erc_jax.data.dialogue import load_dialogues, save_dialogues
+    from erc_jax.data.dialogue import load_dialogues
     from erc_jax.predict import Recognizer
     from erc_jax.show import show_conversation
 
@@ -158,17 +158,11 @@ def _predict(workdir: Path) -> None:
         descriptions=_DESCRIPTIONS.value,
     )
     labelled = recognizer.predict(dialogues, _feature_files())
-    if _OUTPUT.value:
-        save_dialogues(_OUTPUT.value, labelled)
-        print(f"{len(labelled)} labelled conversations in {_OUTPUT.value}")
-    for record in labelled if not _OUTPUT.value else labelled[:_SHOWN]:
-        show_conversation(record)
-    if _OUTPUT.value and len(labelled) > _SHOWN:
-        print(f"… and {len(labelled) - _SHOWN} more in the file")
+    _give_out(labelled, "labelled conversations", show_conversation)
 
 
 def _respond(workdir: Path) -> None:
-    from erc_jax.data.dialogue import load_dialogues, save_dialogues
+    from erc_jax.data.dialogue import load_dialogues
     from erc_jax.respond import Responder, read_decoding
     from erc_jax.show import show_reply
 
@@ -177,13 +171,25 @@ def _respond(workdir: Path) -> None:
     dialogues = load_dialogues(_INPUT.value)
     responder = Responder.from_pretrained(workdir, decoding=read_decoding(_DECODING.value))
     answered = responder.respond(dialogues, seed=_SEED.value)
-    if _OUTPUT.value:
-        save_dialogues(_OUTPUT.value, answered)
-        print(f"{len(answered)} conversations with a reply in {_OUTPUT.value}")
-    for record in answered if not _OUTPUT.value else answered[:_SHOWN]:
-        show_reply(record)
-    if _OUTPUT.value and len(answered) > _SHOWN:
-        print(f"… and {len(answered) - _SHOWN} more in the file")
+    _give_out(answered, "conversations with a reply", show_reply)
+
+
+def _give_out(
+    records: Sequence[dict[str, Any]], what: str, show: Callable[[dict[str, Any]], None]
+) -> None:
+    """Writes conversations to --output and shows the first; without it, shows them all."""
+    from erc_jax.data.dialogue import save_dialogues
+
+    if not _OUTPUT.value:
+        for record in records:
+            show(record)
+        return
+    save_dialogues(_OUTPUT.value, records)
+    print(f"{len(records)} {what} in {_OUTPUT.value}")
+    for record in records[:_SHOWN]:
+        show(record)
+    if len(records) > _SHOWN:
+        print(f"… and {len(records) - _SHOWN} more in the file")
 
 
 def _feature_files() -> dict[str, Any]:
