@@ -145,7 +145,7 @@ class _Drops(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head attention, in three parts, so that keys and values can be kept.
+    """Multi-head attention whose keys and values can be kept for later queries.
 
     Attributes:
       size: D.

@@ -130,11 +130,18 @@ class Seq2Seq:
         forced = _read_forced(folder, record, config)
         module = Bart(config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
         params = load_params(weights, module, jnp.dtype(dtype))
-        tokenizer = read_tokenizer(folder / "tokenizer.json", config.vocab_size)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(
+                f"{file}: not found; fetch it from where the weights are from. Where they have "
+                "only vocab.json and merges.txt, transformers makes it of these: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            )
+        tokenizer = read_tokenizer(file, config.vocab_size)
         frame = [config.bos_token_id, config.eos_token_id]
         if (ids := tokenizer.encode("").ids) != frame:
             raise UserError(
-                f"{folder / 'tokenizer.json'}: puts texts between the tokens {ids}; expected "
+                f"{file}: puts texts between the tokens {ids}; expected "
                 f"{frame} by config.json; take both files from one model"
             )
         decisive = ("config.json", "tokenizer.json", GENERATION)

@@ -357,10 +357,17 @@ def test_a_tokenizer_with_more_words_than_the_table(folder, tokenizer, tmp_path)
     assert "take the tokenizer from where the weights are from" in message
 
 
-@pytest.mark.parametrize("missing", ["tokenizer.json", "model.safetensors"])
-def test_a_missing_file(folder, missing):
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("tokenizer.json", "tokenizer.json: not found; fetch it from where the weights are from."),
+        ("model.safetensors", "expected model.safetensors, found config.json, tokenizer.json"),
+        ("config.json", "config.json: cannot be read"),
+    ],
+)
+def test_a_missing_file(folder, missing, message):
     (folder / missing).unlink()
-    assert missing in error_of(folder)
+    assert message in error_of(folder)
 
 
 def test_a_folder_without_a_generation_config_or_the_tokenizers_is_enough(folder):
