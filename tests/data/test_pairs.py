@@ -56,6 +56,14 @@ def make_parts():
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def any_number_is_many():
+    """So that widths are chosen as of a large corpus."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("erc_jax.data.pairs.FEW", 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def parts():
     return make_parts()
@@ -288,6 +296,14 @@ def test_widths_are_capped(max_tokens, widths):
         batch = examples.batch(items)
         found |= {batch.source.shape[2], batch.target.shape[2]}
     assert found == widths
+
+
+def test_few_pairs_have_one_width(monkeypatch):
+    """For a compilation costs more than their padding."""
+    monkeypatch.setattr("erc_jax.data.pairs.FEW", 4000)
+    examples = TextExamples.of_pairs(random_dialogues([200], seed=0), tokenize, 50)
+    batches = examples.batches(8, np.random.default_rng(0))
+    assert {examples.batch(items).source.shape[2] for items in batches} == {50}
 
 
 def test_what_is_refused(parts):
