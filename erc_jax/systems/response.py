@@ -24,10 +24,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from erc_jax.data.packing import Array
 from erc_jax.data.pairs import GENERATION, TextBatch
 from erc_jax.decoding import Decoding, generate
-from erc_jax.encoders.bart import DropoutRates, SpecialTokens
+from erc_jax.encoders.bart import DropoutRates, shift_right
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.layers.dropout import Dropout
 from erc_jax.losses import cross_entropy, smoothed_cross_entropy
@@ -116,7 +115,7 @@ class Response(System):
             {"params": params[MODEL]},
             source,
             source_mask,
-            shift_right(target, self._special),
+            shift_right(jnp.asarray(target), self._special),
             target_mask,
             key=key,
             source_tokens=source_tokens,
@@ -197,9 +196,3 @@ class Response(System):
             "tokens": generated.tokens.reshape(*places, -1),
             "scores": generated.scores.reshape(*places, -1),
         }
-
-
-def shift_right(target: Array, special: SpecialTokens) -> jax.Array:
-    """What the decoder reads to say the target, int32 [..., T]: the start, and all but the last."""
-    start = jnp.full_like(target[..., :1], special.start)
-    return jnp.concatenate([start, target[..., :-1]], axis=-1)
