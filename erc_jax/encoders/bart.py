@@ -484,7 +484,8 @@ class Bart(nn.Module):
         # Rows of one matrix; see _Dense.
         flat = states.reshape(-1, states.shape[-1])
         scores = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
-        scores = scores + self.final_logits_bias[0]
+        # Published with the model, but not trained: in transformers it is no parameter.
+        scores = scores + jax.lax.stop_gradient(self.final_logits_bias[0])
         return scores.reshape(*states.shape[:-1], -1)
 
     def cross(self, encoded: jax.Array) -> tuple[KeyValue, ...]:

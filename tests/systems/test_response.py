@@ -157,8 +157,7 @@ def test_each_task_s_gradient_reaches_what_it_trains(experiment, params, task):
         # A key's bias moves all of a query's scores alike, which a softmax does not see.
         if "k_proj']['bias" in name:
             continue
-        reached = size > 0
-        assert reached == ((not is_head or task == "E") and (not is_bias or task == "R")), name
+        assert (size > 0) == ((not is_head or task == "E") and not is_bias), name
 
 
 def test_a_task_s_weight_multiplies_its_loss(place):
