@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.response.scratch.ffn = 512
         config.response.max_tokens = 32
         config.train.epochs = 8
+        config.train.steps = 0
         config.train.batch_size = 32
         config.train.warmup_steps = 50
         return config
