@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from erc_jax.errors import UserError
+from erc_jax.processes import is_first, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class _Damaged(Exception):
 
 class Checkpointer:
     """Saves and restores a run's state under ``workdir/checkpoints/<step>/``.
+
+    Of several processes, all make the same calls, on one folder that all of them see.
 
     The latest ``keep_latest`` checkpoints and the best ``keep_best`` ones stay, older ones are
     deleted once a newer one is whole. A killed process or a full disk leaves the earlier
@@ -151,13 +154,15 @@ class Checkpointer:
         if not steps:
             return None
         step, loaded, damaged = self._first_whole(sorted(steps, reverse=True), target)
-        for bad, reason in damaged.items():
+        wait_for_all("checkpoints are read")
+        for bad, reason in damaged.items() if is_first() else ():
             kept_as = self._set_aside(bad).name
             logger.warning(
                 "%s: checkpoint %d is damaged (%s); going on from step %d. "
                 "The damaged one is kept as %s.",
                 *(self.folder, bad, reason, step, kept_as),
             )
+        wait_for_all("damaged checkpoints are set aside")
         return loaded
 
     def restore_best(
@@ -224,8 +229,10 @@ class Checkpointer:
         return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
 
     def _open_writer(self) -> ocp.CheckpointManager:
-        for unfinished in self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}"):
-            shutil.rmtree(unfinished)
+        if is_first():
+            for unfinished in self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}"):
+                shutil.rmtree(unfinished)
+        wait_for_all("unfinished checkpoints are gone")
         self._scores = self._read_scores()
         keep = policies.AnyPreservationPolicy(
             [policies.LatestN(self._keep_latest), _KeepBest(self._scores, self._keep_best)]

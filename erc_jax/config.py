@@ -24,7 +24,7 @@ from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import UserError
 
 # Fields that may differ between two starts of one run: they change no result.
-FREE_FIELDS = ("log_every", "fine_tuning.folds")
+FREE_FIELDS = ("log_every", "fine_tuning.folds", "mesh.rules")
 
 
 def base_config() -> ConfigDict:
@@ -41,6 +41,12 @@ def base_config() -> ConfigDict:
     config.init_from = placeholder(str)  # a workdir whose weights start this run
     # "paper" trains all combinations of tasks and weights of the paper's tables in turn (response).
     config.sweep = ""
+
+    # How devices share the work. Batches are split over all devices; rules, as "PATTERN=AXIS", say
+    # which parameters are, too: (".=largest",) splits all that are worth it (FSDP). See
+    # erc_jax.sharding.
+    config.mesh = mesh = ConfigDict()
+    mesh.rules = ()
 
     config.data = data = ConfigDict()
     data.name = "sample"  # the corpus, a name in erc_jax.data.corpora

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from erc_jax.data.features import load_features, save_features
@@ -49,6 +50,8 @@ def out_of_fold_features(
     if not isinstance(encoder, SentenceEncoder) or system.inputs != "tokens":
         raise TypeError("only fine-tuning is cross-fitted")
     dialogues = experiment.corpus.splits["train"]
+    if jax.process_count() > 1:
+        raise UserError("fine_tuning.folds: cross-fitting is for one process, not several")
     if folds > len(dialogues):
         raise UserError(f"fine_tuning.folds is {folds}, for {len(dialogues)} training dialogues")
     lengths = [len(dialogue.utterances) for dialogue in dialogues]

@@ -1,4 +1,4 @@
-"""The one error that users are meant to read."""
+"""What ends a command: the error that users are meant to read, and being told to stop."""
 
 
 class UserError(Exception):
@@ -7,3 +7,10 @@ class UserError(Exception):
     The message says what was found, where (file and line), what was expected and what to do.
     The command line prints it without a traceback; anything else that is raised is a bug of ours.
     """
+
+
+class Stopped(Exception):
+    """The run was told to stop (SIGTERM); its state is saved, and the same command goes on."""
+
+
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL

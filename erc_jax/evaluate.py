@@ -31,7 +31,7 @@ from erc_jax.experiment import RESPONSE, AnyExperiment, Experiment, prepare, to_
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
 from erc_jax.progress import say
-from erc_jax.sharding import make_mesh, over_blocks
+from erc_jax.sharding import make_mesh, put_batch, replicated
 from erc_jax.systems import Params, Recognition, System, Task
 from erc_jax.workdir import Run, best_meta, load_labelling_run, load_run, publish_best, seed_folders
 
@@ -69,16 +69,23 @@ class Predictor:
         Returns:
           Name to array [N, ...].
         """
-        jitted = self._jitted.setdefault(function, jax.jit(function))
+        jitted = self._jitted.setdefault(
+            function,
+            # Whole on every device, so that every process has the outputs of all.
+            jax.jit(
+                lambda params, batch: (batch.real, batch.ids, function(params, batch)),
+                out_shardings=replicated(self._mesh),
+            ),
+        )
         pending = []
         for items in examples.batches(self._batch_size, np.random.default_rng(0)):
             batch = examples.batch(items, self._mesh.size)
             unlabelled = dataclasses.replace(batch, labels={})
-            on_device = jax.device_put(unlabelled, over_blocks(self._mesh))
-            rows = examples.rows(items)[batch.ids[batch.real]]
-            pending.append((rows, batch.real, jitted(params, on_device)))
+            pending.append((items, jitted(params, put_batch(unlabelled, self._mesh))))
         outputs: dict[str, np.ndarray] = {}
-        for rows, real, batch_outputs in jax.device_get(pending):
+        for items, (real, ids, batch_outputs) in pending:
+            real, ids, batch_outputs = jax.device_get((real, ids, batch_outputs))
+            rows = examples.rows(items)[ids[real]]
             for task, values in batch_outputs.items():
                 whole = outputs.setdefault(
                     task, np.zeros((examples.n_utterances, values.shape[-1]), values.dtype)

@@ -27,7 +27,7 @@ from erc_jax import chat_flags
 from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
 from erc_jax.data.modalities import MODALITIES
-from erc_jax.errors import UserError
+from erc_jax.errors import STOPPED_EXIT_CODE, Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file or the name of a shipped one, with a variant: meld:paper."
@@ -80,11 +80,21 @@ _ANNOTATOR = flags.DEFINE_enum(
 _LEXICON = flags.DEFINE_string(
     "lexicon", None, "annotate: a CSV file of word norms (Warriner et al.)."
 )
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    None,
+    "train: several processes, each started with this command, work together: auto (TPU "
+    "pods, SLURM), or HOST:PORT,PROCESSES,NUMBER.",
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "annotate: say what a chat model would be asked.")
 flags.adopt_module_key_flags(chat_flags)
 
 
 def _train(workdir: Path) -> None:
+    if _DISTRIBUTED.value:
+        from erc_jax.processes import join
+
+        join(_DISTRIBUTED.value)
     from erc_jax.show import show_scores, show_sweep
     from erc_jax.train import train
 
@@ -287,6 +297,7 @@ def _annotate() -> None:
 _MODES_OF_FLAGS = {
     **dict.fromkeys(("support", "emotions", "descriptions"), ("predict",)),
     "features": ("predict", "evaluate"),
+    "distributed": ("train",),
     **dict.fromkeys(("decoding", "seed"), ("respond",)),
     **dict.fromkeys(("ways", "shots"), ("few_shot",)),
     **dict.fromkeys(("annotator", "lexicon", "dry_run"), ("annotate",)),
@@ -325,6 +336,9 @@ def main(argv: Sequence[str]) -> None:
         MODES[_MODE.value](Path(_WORKDIR.value))
     except UserError as error:
         sys.exit(f"Error: {error}")
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED_EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command goes on from where it was.")
 

@@ -20,13 +20,14 @@ from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.batching import training_order
-from erc_jax.errors import UserError
+from erc_jax.errors import Stopped, UserError
 from erc_jax.evaluate import Predictor, SplitResult, make_scorer, metrics_file
 from erc_jax.experiment import Experiment, blank_batch, prepare
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.metrics import shown_score
+from erc_jax.processes import StopRequest, first_decides, own_folder
 from erc_jax.progress import RunLog, TrainingProgress, say
-from erc_jax.sharding import make_mesh, over_blocks, replicated
+from erc_jax.sharding import make_mesh, put_batch, replicated, state_shardings
 from erc_jax.systems import Objective, Params
 from erc_jax.transfer import take_over
 from erc_jax.workdir import (
@@ -86,22 +87,34 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: config, data, encoder or workdir do not fit, the loss is no longer finite, or
         nothing can be written.
+      Stopped: SIGTERM came; the same call goes on.
     """
     check_same_run(config, workdir)
     if config.init_from:
         load_config(Path(config.init_from))  # a wrong path is better met before the features
     experiment = prepare(config)
-    save_config(config, workdir)
     trainer = Trainer(config, experiment)
-    scorer = trainer.scorer
+    with own_folder(workdir) as own:
+        return _train(trainer, workdir, own)
 
+
+def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
+    """Trains and scores all seeds.
+
+    Args:
+      trainer: of the experiment.
+      shared: the folder whose checkpoints all processes write and read.
+      workdir: the folder of all else; that of the first process is the same.
+    """
+    config, experiment, scorer = trainer.config, trainer.experiment, trainer.scorer
+    save_config(config, workdir)
     results: dict[str, list[SplitResult]] = {split: [] for split in SCORED_SPLITS}
     chosen: list[dict[str, Any]] = []
     for seed, folder in seed_folders(config, workdir):
         if config.seeds > 1:
             say(f"\nSeed {seed}, {len(chosen) + 1} of {config.seeds}")
             save_config(config_of_seed(config, seed), folder)
-        params, selection = trainer.fit(seed, folder)
+        params, selection = trainer.fit(seed, folder, shared / folder.relative_to(workdir))
         cross_fitted = None
         if config.fine_tuning.folds:
             cross_fitted = out_of_fold_features(
@@ -130,17 +143,28 @@ class Trainer:
         self.config = config
         self.experiment = experiment
         self.mesh = make_mesh()
+        self._whole = replicated(self.mesh)
         self.examples = experiment.system.training_examples(experiment.examples["train"])
         self.steps_per_epoch = len(training_order(self.examples, config.train.batch_size, 0, 0))
         self.steps = _bounded(config.train.epochs * self.steps_per_epoch, config)
         self.objectives = experiment.system.objectives()
         self.optimizers = make_optimizers(config, self.objectives, self.steps_per_epoch)
-        self.train_step = make_train_step(self.objectives, self.optimizers)
+        self.shardings = state_shardings(
+            jax.eval_shape(lambda: first_state(self.fresh_params(0), self.optimizers)),
+            self.mesh,
+            config.mesh.rules,
+        )
+        self.train_step = make_train_step(self.objectives, self.optimizers, self.shardings)
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
         self.scorer = make_scorer(config, experiment, self.predictor)
 
-    def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
+    def fit(self, seed: int, workdir: Path, shared: Path | None = None) -> tuple[Params, Selection]:
         """Trains one seed, from its latest checkpoint if there is one.
+
+        Args:
+          seed: of initialisation, shuffling and dropout.
+          workdir: folder of the run, where this process writes.
+          shared: folder of the checkpoints, where all processes write, if that is another.
 
         Returns:
           The parameters that scored best on the selection split, with the system's reference, and
@@ -149,7 +173,7 @@ class Trainer:
         # 1. State: that of the latest checkpoint, or new, or taken over from another run.
         state = self.new_state(self.fresh_params(seed))
         selection = Selection()
-        checkpoints = Checkpointer(workdir)
+        checkpoints = Checkpointer(shared or workdir)
         if restored := checkpoints.restore_latest(state):
             state, meta = restored
             self.check_same_data(meta, workdir)
@@ -160,10 +184,15 @@ class Trainer:
 
         # 2. Epochs, unless all were done before.
         if not self.is_over(selection):
-            state = self.run_epochs(seed, workdir, state, selection, checkpoints)
+            with StopRequest() as stop:
+                state = self.run_epochs(seed, workdir, state, selection, checkpoints, stop)
 
         # 3. The best, as it was saved.
-        best, _ = checkpoints.restore_best({"params": state.params}, partial=True)
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
+            state.params,
+        )
+        best, _ = checkpoints.restore_best({"params": target}, partial=True)
         say(
             f"Chosen: epoch {selection.best_epoch}, {self.config.train.select_on} "
             f"{self.config.train.select_metric} {self.shown(selection.best_score):.4f}"
@@ -177,8 +206,13 @@ class Trainer:
         state: TrainState,
         selection: Selection,
         checkpoints: Checkpointer,
+        stop: StopRequest,
     ) -> TrainState:
-        """Trains on from where ``selection`` is, which is kept up to date; the state is donated."""
+        """Trains on from where ``selection`` is, which is kept up to date; the state is donated.
+
+        Raises:
+          Stopped: SIGTERM came; the state is saved.
+        """
         config, examples = self.config, self.examples
         step = int(state.step)
         started, seconds_before = time.monotonic(), selection.seconds
@@ -186,6 +220,16 @@ class Trainer:
         progress = TrainingProgress(self.steps, self.steps_per_epoch, step)
         pending: list[dict[str, jax.Array]] = []
         saved_at = time.monotonic()
+
+        def save(score: float) -> None:
+            nonlocal saved_at
+            selection.seconds = seconds_before + time.monotonic() - started
+            checkpoints.save(step, state, self.meta(selection), score)
+            saved_at = time.monotonic()
+
+        def due() -> bool:
+            return first_decides(time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS)
+
         while not self.is_over(selection):
             # 1. Steps. Losses stay on the device until a line of progress is due.
             order = training_order(examples, config.train.batch_size, seed, selection.epoch)
@@ -195,23 +239,27 @@ class Trainer:
             for items in order[step - begin : end - begin]:  # what was not done before a stop
                 batch = examples.batch(items, self.mesh.size)
                 progress.saw(int(batch.real.sum()))
-                on_device = jax.device_put(batch, over_blocks(self.mesh))
+                on_device = put_batch(batch, self.mesh)
                 state, losses = self.train_step(state, on_device, np.uint32(seed), active)
                 pending.append(losses)
                 step += 1
-                if step % config.log_every == 0:
+                shown = step % config.log_every == 0
+                if shown:
                     self.report(step, pending, progress, log)
-                if step < end and time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+                if step == end:
+                    break
+                stopped = stop.at(step)
+                # Several processes ask each other only where they wait anyway.
+                if stopped or ((shown or jax.process_count() == 1) and due()):
                     self.report(step, pending, progress, log)
-                    selection.seconds = seconds_before + time.monotonic() - started
-                    checkpoints.save(step, state, self.meta(selection), NOT_SCORED)
-                    saved_at = time.monotonic()
+                    save(NOT_SCORED)
+                if stopped:
+                    raise self.stopped(step, checkpoints)
 
             # 2. Validation. Nothing is saved before losses and scores are known to be finite.
             self.report(step, pending, progress, log)
             score, scores = self.validate(step, state.params, workdir, selection.epoch == 0)
             better = selection.update(step, score)
-            selection.seconds = seconds_before + time.monotonic() - started
             progress.validated(
                 f"{config.train.select_on} {config.train.select_metric}",
                 self.shown(score),
@@ -221,13 +269,21 @@ class Trainer:
             log.write(step, {"epoch": selection.epoch, config.train.select_on: scores})
 
             # 3. Checkpoint.
-            due = time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS
-            if better or due or self.is_over(selection):
-                checkpoints.save(step, state, self.meta(selection), score)
-                saved_at = time.monotonic()
+            stopped = stop.at(step)
+            if better or stopped or self.is_over(selection) or due():
+                save(score)
+            if stopped and not self.is_over(selection):
+                raise self.stopped(step, checkpoints)
         checkpoints.wait()
         log.close()
         return state
+
+    def stopped(self, step: int, checkpoints: Checkpointer) -> Stopped:
+        checkpoints.wait()
+        return Stopped(
+            f"Stopped after step {step:,} of {self.steps:,}, as SIGTERM asked. The state is saved; "
+            "the same command goes on from there."
+        )
 
     def active(self, epoch: int) -> tuple[int, ...]:
         """Which objectives an epoch has."""
@@ -246,8 +302,8 @@ class Trainer:
         return take_over(params, experiment.system, experiment.encoder, source)
 
     def new_state(self, params: Params) -> TrainState:
-        """The state before the first step, whole on every device of the mesh."""
-        return jax.device_put(first_state(params, self.optimizers), replicated(self.mesh))
+        """The state before the first step, on the devices as ``config.mesh`` says."""
+        return jax.device_put(first_state(params, self.optimizers), self.shardings)
 
     def check_same_data(self, meta: Mapping[str, Any], workdir: Path) -> None:
         """Refuses to go on with a run whose corpus or encoder was another one.
@@ -442,9 +498,17 @@ def decayed(params: Params) -> Any:
 
 
 def make_train_step(
-    objectives: Sequence[Objective], optimizers: Sequence[optax.GradientTransformation]
+    objectives: Sequence[Objective],
+    optimizers: Sequence[optax.GradientTransformation],
+    shardings: Any = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """One jitted step: an update per objective; the state is donated, shardings are the arguments'.
+    """One jitted step: an update per objective; the state is donated.
+
+    Args:
+      objectives: in the order of their updates.
+      optimizers: one for each.
+      shardings: of the new state; by default the compiler chooses, which is as it was where
+        nothing is split.
 
     Returns:
       (state, batch, seed uint32 [], numbers of the objectives to use; by default all) to (new
@@ -468,4 +532,9 @@ def make_train_step(
             shown |= {f"loss_{name}": value for name, value in parts.items()}
         return TrainState(state.step + 1, params, tuple(opt_states)), {"loss": total, **shown}
 
-    return jax.jit(step, donate_argnums=0, static_argnames="active")
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        static_argnames="active",
+        out_shardings=None if shardings is None else (shardings, None),
+    )

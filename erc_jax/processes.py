@@ -1,0 +1,130 @@
+"""Several processes that train one model together, and being told to stop.
+
+All processes run the same command and make the same decisions from the same numbers. They share
+the workdir's checkpoints; of the other files each writes its own, and only the first one's stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from erc_jax.errors import UserError
+
+# A process that does not answer for so long is dead; the others then end, too.
+HEARTBEAT_SECONDS = 60
+JOIN_SECONDS = 300
+
+
+def join(how: str) -> None:
+    """Joins the other processes; must come before anything is computed.
+
+    Args:
+      how: "auto", which asks the cluster (TPU pods, SLURM, Open MPI, Kubernetes), or
+        "HOST:PORT,PROCESSES,NUMBER" with the address of the first process' machine, how many there
+        are, and which one this is, from 0.
+
+    Raises:
+      UserError: there is no cluster, or the others do not come.
+    """
+    explicit: dict[str, Any] = {}
+    if how != "auto":
+        address, *numbers = how.split(",")
+        if len(numbers) != 2 or ":" not in address or not all(n.isdecimal() for n in numbers):
+            raise UserError(
+                f"--distributed={how}: expected auto, or HOST:PORT,PROCESSES,NUMBER, such as "
+                "10.0.0.2:1234,4,0"
+            )
+        count, number = map(int, numbers)
+        if number >= count:
+            raise UserError(f"--distributed={how}: of {count} processes the last is {count - 1}")
+        explicit = {
+            "coordinator_address": address,
+            "num_processes": count,
+            "process_id": number,
+        }
+    try:
+        jax.distributed.initialize(
+            **explicit,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed={how}: the processes did not come together ({error}). On TPU pods and "
+            "under SLURM, start the same command on all hosts with --distributed=auto; elsewhere "
+            "with --distributed=HOST:PORT,PROCESSES,NUMBER"
+        ) from error
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # one of them tells how the run goes
+
+
+def is_first() -> bool:
+    """Whether this process' files are those that stay."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def own_folder(workdir: Path) -> Iterator[Path]:
+    """The folder for what this process writes: the workdir, or one that is deleted afterwards."""
+    if is_first():
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory(prefix="erc_jax-") as folder:
+        yield Path(folder)
+
+
+def first_decides(asked: bool) -> bool:
+    """The first process' answer, in all of them: clocks differ, and what follows must not."""
+    if jax.process_count() == 1:
+        return asked
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(asked)))
+
+
+def wait_for_all(where: str) -> None:
+    """Returns when all processes are there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+class StopRequest:
+    """Hears SIGTERM, which a cluster sends before it takes a machine away.
+
+    In use as a context manager; outside of it SIGTERM ends the process as ever. Of several
+    processes, any one may be told: all then stop at the same step, which jax.distributed arranges.
+    """
+
+    def __enter__(self) -> StopRequest:
+        self._told = False
+        # jax.distributed listens itself, and Python lets only the main thread do it.
+        self._listens = (
+            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        )
+        if self._listens:
+            self._before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _hear(self, number: int, frame: Any) -> None:
+        del number, frame
+        self._told = True
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after this step; the same answer in all processes."""
+        if jax.process_count() > 1:
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._told
