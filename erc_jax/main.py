@@ -91,22 +91,20 @@ flags.adopt_module_key_flags(chat_flags)
 
 
 def _train(workdir: Path) -> None:
-    if _DISTRIBUTED.value:
-        from erc_jax.processes import join
-
-        join(_DISTRIBUTED.value)
+    from erc_jax.processes import joined
     from erc_jax.show import show_scores, show_sweep
     from erc_jax.train import train
 
     if _CONFIG.value is None:
         raise UserError("--mode train needs --config, for instance --config configs/meld.py")
     config = _CONFIG.value
-    if config.sweep:
-        from erc_jax.sweep import sweep
+    with joined(_DISTRIBUTED.value):
+        if config.sweep:
+            from erc_jax.sweep import sweep
 
-        show_sweep(sweep(config, workdir))
-        return
-    show_scores(train(config, workdir))
+            show_sweep(sweep(config, workdir))
+        else:
+            show_scores(train(config, workdir))
 
 
 def _evaluate(workdir: Path) -> None:

@@ -25,10 +25,41 @@ from erc_jax.errors import UserError
 # A process that does not answer for so long is dead; the others then end, too.
 HEARTBEAT_SECONDS = 60
 JOIN_SECONDS = 300
+LOST_EXIT_CODE = 76  # EX_PROTOCOL
+
+
+@contextlib.contextmanager
+def joined(how: str | None) -> Iterator[None]:
+    """Works together with other processes; must come before anything is computed.
+
+    If one of them dies, this process ends, too, with a message and ``LOST_EXIT_CODE``: what is left
+    cannot go on alone.
+
+    Args:
+      how: see ``join``; None is for a process by itself.
+
+    Raises:
+      UserError: there is no cluster, or the others do not come.
+    """
+    if how is None:
+        yield
+        return
+    join(how)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        print(
+            "Error: the processes lost each other, most likely because one has died; its own log "
+            "tells why. Start them all again: they go on from the last checkpoint. "
+            f"({str(error).splitlines()[0]})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST_EXIT_CODE)  # leaving in order would wait for the others
 
 
 def join(how: str) -> None:
-    """Joins the other processes; must come before anything is computed.
+    """Joins the other processes.
 
     Args:
       how: "auto", which asks the cluster (TPU pods, SLURM, Open MPI, Kubernetes), or
