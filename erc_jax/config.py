@@ -24,7 +24,7 @@ from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import UserError
 
 # Fields that may differ between two starts of one run: they change no result.
-FREE_FIELDS = ("log_every", "fine_tuning.folds", "mesh.rules")
+FREE_FIELDS = ("log_every", "seeds_together", "fine_tuning.folds", "mesh.rules")
 
 
 def base_config() -> ConfigDict:
@@ -37,6 +37,9 @@ def base_config() -> ConfigDict:
     config.encoder = "all-MiniLM-L6-v2"
     config.seed = 0  # of initialisation, shuffling and dropout
     config.seeds = 1  # runs with seeds seed, seed + 1, …; metrics.json then holds means
+    # How many of them are trained in one program; 0 is all. Where batches of different seeds cannot
+    # be given one shape (fine_tuning, response), it is one.
+    config.seeds_together = 0
     config.log_every = 50  # steps between two lines of progress; losses are fetched only then
     config.init_from = placeholder(str)  # a workdir whose weights start this run
     # "paper" trains all combinations of tasks and weights of the paper's tables in turn (response).
@@ -366,6 +369,7 @@ def response(config: ConfigDict, variant: str) -> ConfigDict:
 _RANGES = {
     "seed": (0, 2**31),
     "seeds": (1, 1001),
+    "seeds_together": (0, math.inf),
     "log_every": (1, math.inf),
     "model.dropout": (0.0, 1.0),
     "fine_tuning.max_tokens": (0, math.inf),

@@ -122,8 +122,15 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 class TrainingProgress:
     """The line of a training run: loss, validation score, utterances per second, time left."""
 
-    def __init__(self, steps: int, steps_per_epoch: int, start_step: int):
-        self._steps = steps  # in all
+    def __init__(self, steps: int, steps_per_epoch: int, start_step: int, name: str = ""):
+        """Args:
+        steps: of the run, in all.
+        steps_per_epoch: of each epoch.
+        start_step: where a resumed run goes on.
+        name: what the line begins with, where several runs have one.
+        """
+        self._steps = steps
+        self._name = name
         self._steps_per_epoch = steps_per_epoch
         self._start_step = start_step
         self._started = self._last = time.monotonic()
@@ -146,8 +153,9 @@ class TrainingProgress:
         total, per_epoch = self._steps, self._steps_per_epoch
         left = (now - self._started) / max(step - self._start_step, 1) * (total - step)
         say(
-            f"epoch {-(-step // per_epoch)}/{-(-total // per_epoch)}  step {step:,}/{total:,}  "
-            f"loss {loss:.4f}{self._validation}  {rate:,.0f} utterances/s  "
+            f"{self._name}epoch {-(-step // per_epoch)}/{-(-total // per_epoch)}  "
+            f"step {step:,}/{total:,}  loss {loss:.4f}"
+            f"{self._validation}  {rate:,.0f} utterances/s  "
             f"at most {duration(left)} left"
         )
         return rate

@@ -31,22 +31,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_blocks(mesh: Mesh) -> NamedSharding:
-    """A batch's leading axis, one block per device."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+def over_blocks(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """A batch's axis of blocks, one block per device."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """A batch on the devices; each process sends what its own devices need.
 
     Args:
-      batch: pytree of numpy arrays with a leading axis of blocks, the same in all processes.
+      batch: pytree of numpy arrays with an axis of blocks, the same in all processes.
       mesh: where to.
+      axis: which axis this is.
 
     Returns:
       The same of jax arrays.
     """
-    sharding = over_blocks(mesh)
+    sharding = over_blocks(mesh, axis)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import struct
 from ml_collections import ConfigDict
 
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
-from erc_jax.data.batching import training_order
+from erc_jax.data.batching import Split, training_order
 from erc_jax.errors import Stopped, UserError
 from erc_jax.evaluate import Predictor, SplitResult, make_scorer, metrics_file
 from erc_jax.experiment import Experiment, blank_batch, prepare
@@ -28,7 +25,15 @@ from erc_jax.metrics import shown_score
 from erc_jax.processes import StopRequest, first_decides, own_folder
 from erc_jax.progress import RunLog, TrainingProgress, say
 from erc_jax.sharding import make_mesh, put_batch, replicated, state_shardings
-from erc_jax.systems import Objective, Params
+from erc_jax.steps import (
+    TrainState,
+    bounded,
+    epochs_of,
+    first_state,
+    make_joint_step,
+    make_optimizers,
+)
+from erc_jax.systems import Params
 from erc_jax.transfer import take_over
 from erc_jax.workdir import (
     experiment_to_json,
@@ -44,15 +49,6 @@ SCORED_SPLITS = ("validation", "test")
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
 # What is saved within an epoch has no score yet; no score is below this one.
 NOT_SCORED = -1.0
-
-
-@struct.dataclass
-class TrainState:
-    """All that a step changes. What a step draws at random follows from the seed and ``step``."""
-
-    step: jax.Array  # int32 [], steps done
-    params: Params
-    opt_state: tuple[optax.OptState, ...]  # one per objective
 
 
 @dataclasses.dataclass
@@ -110,11 +106,24 @@ def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
     save_config(config, workdir)
     results: dict[str, list[SplitResult]] = {split: [] for split in SCORED_SPLITS}
     chosen: list[dict[str, Any]] = []
-    for seed, folder in seed_folders(config, workdir):
-        if config.seeds > 1:
-            say(f"\nSeed {seed}, {len(chosen) + 1} of {config.seeds}")
-            save_config(config_of_seed(config, seed), folder)
-        params, selection = trainer.fit(seed, folder, shared / folder.relative_to(workdir))
+    places = [
+        Place(seed, folder, shared / folder.relative_to(workdir))
+        for seed, folder in seed_folders(config, workdir)
+    ]
+    selections: list[Selection] = []
+    together = seeds_together(config, trainer.examples)
+    for number, place in enumerate(places):
+        seed, folder, _ = place
+        if number == len(selections):  # its group is the next one
+            group = places[number : number + together]
+            if config.seeds > 1:
+                named = ", ".join(str(member.seed) for member in group)
+                say(f"\nSeed {named}: {number + len(group)} of {config.seeds}")
+                for member in group:
+                    save_config(config_of_seed(config, member.seed), member.folder)
+            selections += trainer.fit_all(group)
+        selection = selections[number]
+        params = trainer.best(place, selection)
         cross_fitted = None
         if config.fine_tuning.folds:
             cross_fitted = out_of_fold_features(
@@ -136,6 +145,31 @@ def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
     return content
 
 
+class Place(NamedTuple):
+    """A seed, the folder that this process writes its run to, and that of its checkpoints.
+
+    They are one folder, but in processes that are not the first.
+    """
+
+    seed: int
+    folder: Path
+    shared: Path
+
+
+def seeds_together(config: ConfigDict, examples: Split) -> int:
+    """How many seeds are trained in one program."""
+    if not hasattr(examples, "joint_batch"):
+        return 1  # batches of different seeds have different shapes
+    return min(config.seeds_together or config.seeds, config.seeds)
+
+
+def joint_batch(examples: Split, items: Sequence[np.ndarray], n_blocks: int) -> Any:
+    """Batches of several seeds as one: arrays with the seeds' axis in front of the blocks'."""
+    if len(items) == 1:
+        return jax.tree.map(lambda array: array[None], examples.batch(items[0], n_blocks))
+    return examples.joint_batch(items, n_blocks)  # type: ignore[attr-defined]
+
+
 class Trainer:
     """What the seeds of an experiment share: mesh, optimizer and compiled steps."""
 
@@ -146,156 +180,97 @@ class Trainer:
         self._whole = replicated(self.mesh)
         self.examples = experiment.system.training_examples(experiment.examples["train"])
         self.steps_per_epoch = len(training_order(self.examples, config.train.batch_size, 0, 0))
-        self.steps = _bounded(config.train.epochs * self.steps_per_epoch, config)
+        self.steps = bounded(config.train.epochs * self.steps_per_epoch, config)
         self.objectives = experiment.system.objectives()
         self.optimizers = make_optimizers(config, self.objectives, self.steps_per_epoch)
         self.shardings = state_shardings(
-            jax.eval_shape(lambda: first_state(self.fresh_params(0), self.optimizers)),
+            jax.eval_shape(
+                lambda key: first_state(self.fresh_params(key), self.optimizers), jax.random.key(0)
+            ),
             self.mesh,
             config.mesh.rules,
         )
-        self.train_step = make_train_step(self.objectives, self.optimizers, self.shardings)
+        self.joint_step = make_joint_step(
+            self.objectives,
+            self.optimizers,
+            self.shardings,
+            # A CPU's cores are busy with one seed; one after another is what they like.
+            vectorized=self.mesh.devices.flat[0].platform != "cpu",
+        )
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
         self.scorer = make_scorer(config, experiment, self.predictor)
 
-    def fit(self, seed: int, workdir: Path, shared: Path | None = None) -> tuple[Params, Selection]:
+    def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
         """Trains one seed, from its latest checkpoint if there is one.
-
-        Args:
-          seed: of initialisation, shuffling and dropout.
-          workdir: folder of the run, where this process writes.
-          shared: folder of the checkpoints, where all processes write, if that is another.
 
         Returns:
           The parameters that scored best on the selection split, with the system's reference, and
           which ones these are.
         """
-        # 1. State: that of the latest checkpoint, or new, or taken over from another run.
-        state = self.new_state(self.fresh_params(seed))
-        selection = Selection()
-        checkpoints = Checkpointer(shared or workdir)
-        if restored := checkpoints.restore_latest(state):
-            state, meta = restored
-            self.check_same_data(meta, workdir)
-            selection = Selection(**meta["selection"])
-            say(f"Going on from step {int(state.step)}, after {selection.epoch} whole epochs")
-        elif self.config.init_from:
-            state = self.new_state(self.take_over(state.params))
+        place = Place(seed, workdir, workdir)
+        (selection,) = self.fit_all([place])
+        return self.best(place, selection), selection
 
-        # 2. Epochs, unless all were done before.
-        if not self.is_over(selection):
-            with StopRequest() as stop:
-                state = self.run_epochs(seed, workdir, state, selection, checkpoints, stop)
+    def fit_all(self, places: Sequence[Place]) -> list[Selection]:
+        """Trains seeds in one program, each from its latest checkpoint if it has one.
 
-        # 3. The best, as it was saved.
+        Returns:
+          Which checkpoint of each seed was chosen.
+
+        Raises:
+          Stopped: SIGTERM came; the states are saved.
+        """
+        names = [f"seed {place.seed}  " if len(places) > 1 else "" for place in places]
+        runs = [SeedRun(self, place, name) for place, name in zip(places, names, strict=True)]
+        rounds = 0
+        with StopRequest() as stop:
+            while left := [run for run in runs if not run.is_over]:
+                # 1. A step of all seeds that are not done. After a restart they may not be equally
+                # far; those that are to learn something else now wait.
+                began = time.monotonic()
+                active = left[0].active()
+                stepping = [run for run in left if run.active() == active]
+                items = [run.next_items() for run in stepping]
+                results = self.joint_step(
+                    [run.take_state() for run in stepping],
+                    put_batch(joint_batch(self.examples, items, self.mesh.size), self.mesh, axis=1),
+                    np.array([run.place.seed for run in stepping], np.uint32),
+                    active,
+                )
+
+                # 2. What is due after it: progress, validation, a checkpoint.
+                for run, (state, losses) in zip(stepping, results, strict=True):
+                    run.stepped(state, losses)
+                for run in stepping:
+                    run.selection.seconds += (time.monotonic() - began) / len(stepping)
+                rounds += 1
+                if stop.at(rounds) and (left := [run for run in left if not run.is_over]):
+                    for run in left:
+                        run.save()
+                    for run in left:
+                        run.close()
+                    raise Stopped(
+                        f"Stopped after step {left[0].step:,} of {self.steps:,}, as SIGTERM asked. "
+                        "The state is saved; the same command goes on from there."
+                    )
+        return [run.selection for run in runs]
+
+    def best(self, place: Place, selection: Selection) -> Params:
+        """The parameters of a trained seed that scored best, with the system's reference."""
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
-            state.params,
+            jax.eval_shape(self.fresh_params, jax.random.key(0)),
         )
-        best, _ = checkpoints.restore_best({"params": target}, partial=True)
+        best, _ = Checkpointer(place.shared).restore_best({"params": target}, partial=True)
         say(
             f"Chosen: epoch {selection.best_epoch}, {self.config.train.select_on} "
             f"{self.config.train.select_metric} {self.shown(selection.best_score):.4f}"
         )
-        return self.scorer.complete(best["params"]), selection
+        return self.scorer.complete(best["params"])
 
-    def run_epochs(
-        self,
-        seed: int,
-        workdir: Path,
-        state: TrainState,
-        selection: Selection,
-        checkpoints: Checkpointer,
-        stop: StopRequest,
-    ) -> TrainState:
-        """Trains on from where ``selection`` is, which is kept up to date; the state is donated.
-
-        Raises:
-          Stopped: SIGTERM came; the state is saved.
-        """
-        config, examples = self.config, self.examples
-        step = int(state.step)
-        started, seconds_before = time.monotonic(), selection.seconds
-        log = RunLog(workdir, resume_step=step)
-        progress = TrainingProgress(self.steps, self.steps_per_epoch, step)
-        pending: list[dict[str, jax.Array]] = []
-        saved_at = time.monotonic()
-
-        def save(score: float) -> None:
-            nonlocal saved_at
-            selection.seconds = seconds_before + time.monotonic() - started
-            checkpoints.save(step, state, self.meta(selection), score)
-            saved_at = time.monotonic()
-
-        def due() -> bool:
-            return first_decides(time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS)
-
-        while not self.is_over(selection):
-            # 1. Steps. Losses stay on the device until a line of progress is due.
-            order = training_order(examples, config.train.batch_size, seed, selection.epoch)
-            active = self.active(selection.epoch)
-            begin = selection.epoch * self.steps_per_epoch
-            end = min(begin + self.steps_per_epoch, self.steps)
-            for items in order[step - begin : end - begin]:  # what was not done before a stop
-                batch = examples.batch(items, self.mesh.size)
-                progress.saw(int(batch.real.sum()))
-                on_device = put_batch(batch, self.mesh)
-                state, losses = self.train_step(state, on_device, np.uint32(seed), active)
-                pending.append(losses)
-                step += 1
-                shown = step % config.log_every == 0
-                if shown:
-                    self.report(step, pending, progress, log)
-                if step == end:
-                    break
-                stopped = stop.at(step)
-                # Several processes ask each other only where they wait anyway.
-                if stopped or ((shown or jax.process_count() == 1) and due()):
-                    self.report(step, pending, progress, log)
-                    save(NOT_SCORED)
-                if stopped:
-                    raise self.stopped(step, checkpoints)
-
-            # 2. Validation. Nothing is saved before losses and scores are known to be finite.
-            self.report(step, pending, progress, log)
-            score, scores = self.validate(step, state.params, workdir, selection.epoch == 0)
-            better = selection.update(step, score)
-            progress.validated(
-                f"{config.train.select_on} {config.train.select_metric}",
-                self.shown(score),
-                self.shown(selection.best_score),
-                selection.best_epoch,
-            )
-            log.write(step, {"epoch": selection.epoch, config.train.select_on: scores})
-
-            # 3. Checkpoint.
-            stopped = stop.at(step)
-            if better or stopped or self.is_over(selection) or due():
-                save(score)
-            if stopped and not self.is_over(selection):
-                raise self.stopped(step, checkpoints)
-        checkpoints.wait()
-        log.close()
-        return state
-
-    def stopped(self, step: int, checkpoints: Checkpointer) -> Stopped:
-        checkpoints.wait()
-        return Stopped(
-            f"Stopped after step {step:,} of {self.steps:,}, as SIGTERM asked. The state is saved; "
-            "the same command goes on from there."
-        )
-
-    def active(self, epoch: int) -> tuple[int, ...]:
-        """Which objectives an epoch has."""
-        return tuple(
-            number
-            for number, objective in enumerate(self.objectives)
-            if epoch in range(*_epochs(objective, self.config))
-        )
-
-    def fresh_params(self, seed: int) -> Params:
+    def fresh_params(self, key: jax.Array) -> Params:
         system = self.experiment.system
-        return system.init(jax.random.key(seed), blank_batch(system, self.experiment.encoder))
+        return system.init(key, blank_batch(system, self.experiment.encoder))
 
     def take_over(self, params: Params) -> Params:
         experiment, source = self.experiment, Path(self.config.init_from)
@@ -333,15 +308,20 @@ class Trainer:
                 )
 
     def validate(
-        self, step: int, params: Params, workdir: Path, first: bool
+        self, step: int, params: Params, early: Path | None
     ) -> tuple[float, dict[str, Any]]:
         """The selection score, the higher the better, and all scores of the selection split.
+
+        Args:
+          step: the last one.
+          params: after it.
+          early: a folder in which the predictions are kept, if they are.
 
         Raises:
           UserError: the last update has left parameters that give no finite prediction.
         """
         try:
-            return self.scorer.validate(params, workdir if first else None)
+            return self.scorer.validate(params, early)
         except FloatingPointError as error:
             raise self.diverged(f"after step {step} {error}") from error
 
@@ -357,13 +337,6 @@ class Trainer:
             "untouched."
         )
 
-    def is_over(self, selection: Selection) -> bool:
-        """Whether all epochs are done, or too many of them were no better than the best."""
-        train = self.config.train
-        done = selection.epoch * self.steps_per_epoch >= self.steps
-        without_gain = selection.epoch - selection.best_epoch
-        return done or 0 < train.patience <= without_gain
-
     def meta(self, selection: Selection) -> dict[str, Any]:
         """What lies beside the weights: all that prediction needs to know of this run."""
         experiment = self.experiment
@@ -373,168 +346,163 @@ class Trainer:
             **experiment_to_json(experiment),
         }
 
-    def report(
-        self,
-        step: int,
-        pending: list[dict[str, jax.Array]],
-        progress: TrainingProgress,
-        log: RunLog,
-    ) -> None:
+
+class SeedRun:
+    """One seed on its way: its state, and what it writes while it trains."""
+
+    def __init__(self, trainer: Trainer, place: Place, name: str):
+        """Begins with the state of the latest checkpoint, or new, or taken over from another run.
+
+        Args:
+          trainer: what the seeds share.
+          place: the seed and its folders.
+          name: in front of its lines of progress.
+        """
+        self.trainer, self.place = trainer, place
+        self.selection = Selection()
+        state = trainer.new_state(trainer.fresh_params(jax.random.key(place.seed)))
+        self._checkpoints = Checkpointer(place.shared)
+        if restored := self._checkpoints.restore_latest(state):
+            state, meta = restored
+            trainer.check_same_data(meta, place.shared)
+            self.selection = Selection(**meta["selection"])
+            say(
+                f"{name}Going on from step {int(state.step)}, after {self.selection.epoch} whole "
+                "epochs"
+            )
+        elif trainer.config.init_from:
+            state = trainer.new_state(trainer.take_over(state.params))
+        self.step = int(state.step)
+        if self.is_over:
+            return
+        self._state: TrainState | None = state
+        self._order: list[np.ndarray] = []
+        self._order_of: int | None = None  # the epoch that it is of
+        self._log = RunLog(place.folder, resume_step=self.step)
+        self._progress = TrainingProgress(trainer.steps, trainer.steps_per_epoch, self.step, name)
+        self._pending: list[dict[str, jax.Array]] = []
+        self._saved_at, self._saved_step = time.monotonic(), self.step
+        self._score = NOT_SCORED  # of the state
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or too many of them were no better than the best."""
+        selection, trainer = self.selection, self.trainer
+        done = selection.epoch * trainer.steps_per_epoch >= trainer.steps
+        without_gain = selection.epoch - selection.best_epoch
+        return done or 0 < trainer.config.train.patience <= without_gain
+
+    def active(self) -> tuple[int, ...]:
+        """Which objectives this epoch has."""
+        return tuple(
+            number
+            for number, objective in enumerate(self.trainer.objectives)
+            if self.selection.epoch in range(*epochs_of(objective, self.trainer.config))
+        )
+
+    def next_items(self) -> np.ndarray:
+        """What the next batch holds."""
+        trainer, epoch = self.trainer, self.selection.epoch
+        if self._order_of != epoch:
+            batch_size, seed = trainer.config.train.batch_size, self.place.seed
+            self._order = training_order(trainer.examples, batch_size, seed, epoch)
+            self._order_of = epoch
+        items = self._order[self.step - epoch * trainer.steps_per_epoch]
+        self._progress.saw(len(trainer.examples.rows(items)))
+        return items
+
+    def take_state(self) -> TrainState:
+        """The state, for a step to which it is donated."""
+        state, self._state = self._state, None
+        assert state is not None
+        return state
+
+    def stepped(self, state: TrainState, losses: dict[str, jax.Array]) -> None:
+        """Takes the new state, and does what is due after this step.
+
+        Raises:
+          UserError: losses or predictions are not finite, or nothing can be written.
+        """
+        # 1. Losses stay on the device until a line of progress is due.
+        self._state, self._score = state, NOT_SCORED
+        self._pending.append(losses)
+        self.step += 1
+        trainer, selection, train = self.trainer, self.selection, self.trainer.config.train
+        shown = self.step % trainer.config.log_every == 0
+        if shown:
+            self._report()
+        if self.step < min((selection.epoch + 1) * trainer.steps_per_epoch, trainer.steps):
+            # Several processes ask each other only where they wait anyway.
+            if (shown or jax.process_count() == 1) and self._save_is_due():
+                self.save()
+            return
+
+        # 2. The epoch's end: validation. Nothing is saved before losses and scores are known to be
+        # finite.
+        self._report()
+        early = self.place.folder if selection.epoch == 0 else None
+        self._score, scores = trainer.validate(self.step, state.params, early)
+        better = selection.update(self.step, self._score)
+        self._progress.validated(
+            f"{train.select_on} {train.select_metric}",
+            trainer.shown(self._score),
+            trainer.shown(selection.best_score),
+            selection.best_epoch,
+        )
+        self._log.write(self.step, {"epoch": selection.epoch, train.select_on: scores})
+
+        # 3. Checkpoint.
+        if better or self.is_over or self._save_is_due():
+            self.save()
+        if self.is_over:
+            self.close()
+
+    def save(self) -> None:
+        """Saves the state, unless it is saved."""
+        if self._saved_step == self.step:
+            return
+        self._report()
+        meta = self.trainer.meta(self.selection)
+        self._checkpoints.save(self.step, self._state, meta, self._score)
+        self._saved_at, self._saved_step = time.monotonic(), self.step
+
+    def close(self) -> None:
+        """Returns when all is on disk; the state is given up."""
+        self._checkpoints.wait()
+        self._log.close()
+        self._state = None
+
+    def _save_is_due(self) -> bool:
+        return first_decides(time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS)
+
+    def _report(self) -> None:
         """Fetches the losses since the last report, checks, logs and shows them.
 
         Raises:
           UserError: a loss is not finite; the message names its step.
         """
-        if not pending:
+        if not self._pending:
             return
-        losses = jax.device_get(pending)
-        first = step - len(losses) + 1
-        pending.clear()
+        losses = jax.device_get(self._pending)
+        first = self.step - len(losses) + 1
+        self._pending.clear()
         for offset, parts in enumerate(losses):
             if not all(np.isfinite(value) for value in parts.values()):
                 shown = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
-                raise self.diverged(f"the loss of step {first + offset} is not finite ({shown})")
+                raise self.trainer.diverged(
+                    f"the loss of step {first + offset} is not finite ({shown})"
+                )
         # A step of one task has no loss of another.
         names = {name: None for parts in losses for name in parts}
         means = {
             name: float(np.mean([parts[name] for parts in losses if name in parts]))
             for name in names
         }
-        rate = progress.line(step, means["loss"])
-        log.write(step, {**means, "utterances_per_second": round(rate, 1)})
+        rate = self._progress.line(self.step, means["loss"])
+        self._log.write(self.step, {**means, "utterances_per_second": round(rate, 1)})
 
 
 def _of_descriptions(record: Any) -> Any:
     """What of a checkpoint's record decides the vectors of descriptions, and the ratings."""
     keys = ("emotions", "descriptions", "vad_scale", "sha256")
     return {k: record[k] for k in keys if record.get(k)} if record else None
-
-
-def first_state(params: Params, optimizers: Sequence[optax.GradientTransformation]) -> TrainState:
-    """The state before the first step."""
-    opt_state = tuple(optimizer.init(params) for optimizer in optimizers)
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
-
-
-def make_optimizers(
-    config: ConfigDict, objectives: Sequence[Objective], steps_per_epoch: int
-) -> tuple[optax.GradientTransformation, ...]:
-    """An optimizer for each objective, over the epochs that have it."""
-    made = []
-    for objective in objectives:
-        train = config.train.copy_and_resolve_references()
-        train.update(objective.changes)
-        first, end = _epochs(objective, config)
-        optimizer = make_optimizer(train, _bounded((end - first) * steps_per_epoch, config))
-        if modules := objective.modules:
-            optimizer = optax.multi_transform(
-                {"trained": optimizer, "left": optax.set_to_zero()},
-                lambda params, modules=modules: {
-                    name: "trained" if name in modules else "left" for name in params
-                },
-            )
-        made.append(optimizer)
-    return tuple(made)
-
-
-def _bounded(steps: int, config: ConfigDict) -> int:
-    """Steps, but no more than the config allows."""
-    return min(steps, config.train.steps or steps)
-
-
-def _epochs(objective: Objective, config: ConfigDict) -> tuple[int, int]:
-    """The first epoch that has an objective, and the first that no longer has it."""
-    first, end = objective.epochs
-    return first, config.train.epochs if end is None else end
-
-
-def make_optimizer(train: ConfigDict, n_steps: int) -> optax.GradientTransformation:
-    """Adam or SGD, with warm-up, decay, weight decay, clipping and accumulation.
-
-    Args:
-      train: as ``config.train``.
-      n_steps: batches that it will see.
-
-    Raises:
-      UserError: these are too few for one update.
-    """
-    updates = n_steps // train.accumulate
-    if not updates:
-        raise UserError(
-            f"train.accumulate is {train.accumulate}, but there are {max(n_steps, 0)} steps in "
-            "all (train.epochs times batches); no update would be made"
-        )
-    warmup = min(train.warmup_steps, updates // 4)
-    decay_steps = max(updates - warmup, 1)
-    after = {
-        "none": lambda: optax.constant_schedule(train.learning_rate),
-        "linear": lambda: optax.linear_schedule(train.learning_rate, 0.0, decay_steps),
-        "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, decay_steps),
-    }
-    schedule = after[train.decay]()
-    if warmup:
-        up = optax.linear_schedule(0.0, train.learning_rate, warmup)
-        schedule = optax.join_schedules([up, schedule], [warmup])
-    mask = decayed if train.weight_decay else None
-    if train.optimizer == "sgd":
-        parts = [optax.sgd(schedule, momentum=0.9)]
-        if train.weight_decay:
-            parts.insert(0, optax.add_decayed_weights(train.weight_decay, mask))
-    else:
-        parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=mask)]
-    if train.clip_norm:
-        parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
-    optimizer = optax.chain(*parts)
-    if train.accumulate > 1:
-        return optax.MultiSteps(optimizer, train.accumulate).gradient_transformation()
-    return optimizer
-
-
-def decayed(params: Params) -> Any:
-    """True for the parameters that weight decay shrinks: not for biases and scales of norms."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not path[-1].key.endswith(("bias", "scale")), params
-    )
-
-
-def make_train_step(
-    objectives: Sequence[Objective],
-    optimizers: Sequence[optax.GradientTransformation],
-    shardings: Any = None,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """One jitted step: an update per objective; the state is donated.
-
-    Args:
-      objectives: in the order of their updates.
-      optimizers: one for each.
-      shardings: of the new state; by default the compiler chooses, which is as it was where
-        nothing is split.
-
-    Returns:
-      (state, batch, seed uint32 [], numbers of the objectives to use; by default all) to (new
-      state, {"loss", the sum, and its parts: float32 []}).
-    """
-
-    def step(state, batch, seed, active=None):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        params, opt_states = state.params, list(state.opt_state)
-        total = jnp.zeros(())
-        shown: dict[str, jax.Array] = {}
-        for number in range(len(objectives)) if active is None else active:
-            (loss, parts), gradient = jax.value_and_grad(objectives[number].loss, has_aux=True)(
-                params, batch, key
-            )
-            updates, opt_states[number] = optimizers[number].update(
-                gradient, opt_states[number], params
-            )
-            params = optax.apply_updates(params, updates)
-            total += loss
-            shown |= {f"loss_{name}": value for name, value in parts.items()}
-        return TrainState(state.step + 1, params, tuple(opt_states)), {"loss": total, **shown}
-
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        static_argnames="active",
-        out_shardings=None if shardings is None else (shardings, None),
-    )

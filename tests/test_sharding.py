@@ -10,8 +10,8 @@ import pytest
 from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples, training_order
 from erc_jax.sharding import DATA_AXIS, make_mesh, over_blocks, replicated
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import make_system
-from erc_jax.train import first_state, make_optimizers, make_train_step
 
 BATCH_SIZE = 8
 EPOCHS = 2

@@ -24,8 +24,8 @@ from erc_jax.data.labels import LabelSpace
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems.fine_tuning import FineTuning
-from erc_jax.train import first_state, make_optimizers, make_train_step
 
 
 def load(encoder: str, dtype: str = "float32") -> SentenceEncoder:

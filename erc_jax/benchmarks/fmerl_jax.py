@@ -23,8 +23,8 @@ from erc_jax.benchmarks.fmerl import (
 )
 from erc_jax.config import base_config
 from erc_jax.data.labels import LabelSpace
+from erc_jax.steps import first_state, make_train_step
 from erc_jax.systems.fmerl import Fmerl
-from erc_jax.train import first_state, make_train_step
 
 
 class Descriptions:

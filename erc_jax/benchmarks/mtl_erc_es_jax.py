@@ -12,8 +12,8 @@ from erc_jax.benchmarks.mtl_erc_es import CLASSES, batches, dropout_of, sample, 
 from erc_jax.config import base_config
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.layers.recurrent import PackedBiLSTM
+from erc_jax.steps import first_state, make_train_step
 from erc_jax.systems.mtl_erc_es import MtlErcEs
-from erc_jax.train import first_state, make_train_step
 
 
 def make_system(model: str) -> MtlErcEs:

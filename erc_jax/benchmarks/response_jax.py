@@ -21,8 +21,8 @@ from erc_jax.benchmarks.response import (
 from erc_jax.config import base_config
 from erc_jax.data.pairs import GENERATION
 from erc_jax.encoders.seq2seq import Seq2Seq
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems.response import MODEL, Response
-from erc_jax.train import first_state, make_optimizers, make_train_step
 
 
 def make_system(encoder: Seq2Seq, dropout: float = 0.0) -> tuple[ConfigDict, Response]:

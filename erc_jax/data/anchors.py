@@ -8,8 +8,9 @@ triplets are of the anchors.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 from flax import struct
 
@@ -100,20 +101,36 @@ class AnchorExamples:
           items: int [n], numbers of the utterances.
           n_blocks: blocks (G) to spread the dialogues over.
         """
-        utterances = self.examples.batch(self._dialogues(items), n_blocks)
-        number = self.rows(items)[utterances.ids]  # [G, N], of each utterance in the split
-        is_anchor = utterances.real & np.isin(number, items)
-        anchors = [np.flatnonzero(of_block) for of_block in is_anchor]
+        return jax.tree.map(lambda array: array[0], self.joint_batch([items], n_blocks))
+
+    def joint_batch(self, of_seeds: Sequence[np.ndarray], n_blocks: int = 1) -> AnchorBatch:
+        """The batches of S seeds, of one shape; arrays are [S, G, ...] in place of [G, ...].
+
+        Args:
+          of_seeds: the anchors of each seed's batch.
+          n_blocks: blocks (G) to spread each batch over.
+        """
+        dialogues = [self._dialogues(items) for items in of_seeds]
+        utterances = self.examples.joint_batch(dialogues, n_blocks)
+        numbers, anchors = [], []  # of each block: its utterances in the split; which are anchors
+        for items, ids, real in zip(of_seeds, utterances.ids, utterances.real, strict=True):
+            number = self.rows(items)[ids]  # [G, N]
+            numbers += list(number)
+            anchors += [np.flatnonzero(block) for block in real & np.isin(number, items)]
         # Of one block the shape shall not depend on what was drawn twice.
-        n_places = len(items) if n_blocks == 1 else max(len(places) for places in anchors)
-        n_padded = round_up(n_places)
+        most = max(map(len, of_seeds)) if n_blocks == 1 else max(map(len, anchors))
+        n_padded = round_up(most)
+
+        def stacked(blocks: Sequence[np.ndarray], fill: int) -> np.ndarray:
+            array = stack_blocks(blocks, n_padded, fill).astype(np.int32)
+            return array.reshape(len(of_seeds), n_blocks, n_padded)
+
         return AnchorBatch(
             utterances=dataclasses.replace(utterances, labels={}),
-            anchors=stack_blocks(anchors, n_padded, 0).astype(np.int32),
+            anchors=stacked(anchors, 0),
             labels={
-                task: stack_blocks(
-                    [labels[of[places]] for of, places in zip(number, anchors, strict=True)],
-                    n_padded,
+                task: stacked(
+                    [labels[of[places]] for of, places in zip(numbers, anchors, strict=True)],
                     UNLABELLED,
                 )
                 for task, labels in self.labels.items()

@@ -153,27 +153,40 @@ class Examples:
           dialogues: int [B], numbers of the dialogues.
           n_blocks: blocks (G) to spread them over, balanced by their number of utterances.
         """
-        lengths = np.diff(self.starts)[dialogues]
-        place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
-        blocks = spread(lengths, n_blocks)
-        n_padded = round_up(max(int(lengths[block].sum()) for block in blocks))
+        return jax.tree.map(lambda array: array[0], self.joint_batch([dialogues], n_blocks))
 
-        rows = [self.rows(dialogues[block]) for block in blocks]
-        ids = [
-            np.concatenate(
-                [np.arange(0), *(np.arange(place[d], place[d] + lengths[d]) for d in block)]
-            )
-            for block in blocks
-        ]
-        in_block = [np.repeat(dialogues[block], lengths[block]) for block in blocks]
+    def joint_batch(self, of_seeds: Sequence[np.ndarray], n_blocks: int = 1) -> Batch:
+        """The batches of S seeds, of one shape.
+
+        Args:
+          of_seeds: the dialogues of each seed's batch.
+          n_blocks: blocks (G) to spread each batch over.
+
+        Returns:
+          Arrays [S, G, ...] in place of [G, ...].
+        """
+        rows, ids, in_block = [], [], []
+        for dialogues in of_seeds:
+            lengths = np.diff(self.starts)[dialogues]
+            place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
+            for block in spread(lengths, n_blocks):
+                rows.append(self.rows(dialogues[block]))
+                ids.append(
+                    np.concatenate(
+                        [np.arange(0), *(np.arange(place[d], place[d] + lengths[d]) for d in block)]
+                    )
+                )
+                in_block.append(np.repeat(dialogues[block], lengths[block]))
+        n_padded = round_up(max(map(len, rows)))
         if self.window:
             # A number for each (dialogue, window).
             places = [r - self.starts[of] for r, of in zip(rows, in_block, strict=True)]
+            longest = int(np.diff(self.starts).max(initial=1))
             in_block = [
-                of * int(lengths.max(initial=1)) + place // self.window
+                of * longest + place // self.window
                 for of, place in zip(in_block, places, strict=True)
             ]
-        return Batch(
+        batch = Batch(
             features=jax.tree.map(
                 lambda array: stack_blocks([array[r] for r in rows], n_padded, 0), self.features
             ),
@@ -193,6 +206,8 @@ class Examples:
                 for task, labels in self.labels.items()
             },
         )
+        shape = (len(of_seeds), n_blocks)
+        return jax.tree.map(lambda array: array.reshape(shape + array.shape[1:]), batch)
 
 
 def make_examples(

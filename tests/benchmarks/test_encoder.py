@@ -96,7 +96,7 @@ def test_both_sides_compute_the_same_vectors(folder):
 def test_both_sides_learn_the_same(folder, monkeypatch):
     torch = pytest.importorskip("torch")
     from erc_jax.benchmarks import encoder, encoder_jax, encoder_torch
-    from erc_jax.train import first_state, make_optimizers, make_train_step
+    from erc_jax.steps import first_state, make_optimizers, make_train_step
 
     for module in (encoder_jax, encoder_torch):
         monkeypatch.setattr(module, "LEARNING_RATE", 1e-3)

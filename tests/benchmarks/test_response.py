@@ -142,7 +142,7 @@ def test_bytes_of_the_search_are_those_of_weights_and_caches(uneven):
 def test_both_sides_learn_the_same(folder, model, monkeypatch):
     pytest.importorskip("torch")
     from erc_jax.benchmarks import response_jax, response_torch
-    from erc_jax.train import first_state, make_optimizers, make_train_step
+    from erc_jax.steps import first_state, make_optimizers, make_train_step
 
     for module in (response_jax, response_torch):
         monkeypatch.setattr(module, "LEARNING_RATE", 1e-3)

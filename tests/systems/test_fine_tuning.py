@@ -19,8 +19,9 @@ from erc_jax.errors import UserError
 from erc_jax.evaluate import evaluate_file, evaluate_split
 from erc_jax.experiment import load_encoder
 from erc_jax.predict import Recognizer
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import make_system
-from erc_jax.train import first_state, make_optimizers, make_train_step, train
+from erc_jax.train import train
 from erc_jax.workdir import load_run
 from tests.tiny import EMOTION_ONLY, QUESTION, SCORES, WORDS, tiny_config, write_encoder
 

@@ -16,8 +16,8 @@ from erc_jax.errors import UserError
 from erc_jax.evaluate import Predictor
 from erc_jax.losses import contrast
 from erc_jax.sharding import make_mesh
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import REFERENCE, make_system
-from erc_jax.train import first_state, make_optimizers, make_train_step
 from erc_jax.workdir import labels_from_json, labels_to_json
 from tests.tiny import drawn_parameters
 

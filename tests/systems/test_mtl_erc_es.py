@@ -11,9 +11,9 @@ from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import make_system
 from erc_jax.systems.mtl_erc_es import MtlErcEs
-from erc_jax.train import first_state, make_optimizers, make_train_step
 from tests.tiny import moved_parameters
 
 D = 16

@@ -24,9 +24,10 @@ from erc_jax.layers.transformer import TransformerLayer
 from erc_jax.losses import batch_class_weights
 from erc_jax.predict import Recognizer
 from erc_jax.sharding import make_mesh, over_blocks, replicated
+from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import HEAD, REFERENCE, make_system
 from erc_jax.systems.sent_emo_context import PRIOR_POWERS, WAYS, WINDOW
-from erc_jax.train import Trainer, first_state, make_optimizers, make_train_step, train
+from erc_jax.train import Trainer, train
 from erc_jax.triplets import SCORES as VERIFIED
 from erc_jax.triplets import verification_with_chance
 from erc_jax.workdir import load_run

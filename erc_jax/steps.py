@@ -1,0 +1,195 @@
+"""A training step: optimizers, and what is compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from ml_collections import ConfigDict
+
+from erc_jax.errors import UserError
+from erc_jax.systems import Objective, Params
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes. What a step draws at random follows from the seed and ``step``."""
+
+    step: jax.Array  # int32 [], steps done
+    params: Params
+    opt_state: tuple[optax.OptState, ...]  # one per objective
+
+
+def first_state(params: Params, optimizers: Sequence[optax.GradientTransformation]) -> TrainState:
+    """The state before the first step."""
+    opt_state = tuple(optimizer.init(params) for optimizer in optimizers)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+
+
+def make_optimizers(
+    config: ConfigDict, objectives: Sequence[Objective], steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, ...]:
+    """An optimizer for each objective, over the epochs that have it."""
+    made = []
+    for objective in objectives:
+        train = config.train.copy_and_resolve_references()
+        train.update(objective.changes)
+        first, end = epochs_of(objective, config)
+        optimizer = make_optimizer(train, bounded((end - first) * steps_per_epoch, config))
+        if modules := objective.modules:
+            optimizer = optax.multi_transform(
+                {"trained": optimizer, "left": optax.set_to_zero()},
+                lambda params, modules=modules: {
+                    name: "trained" if name in modules else "left" for name in params
+                },
+            )
+        made.append(optimizer)
+    return tuple(made)
+
+
+def bounded(steps: int, config: ConfigDict) -> int:
+    """Steps, but no more than the config allows."""
+    return min(steps, config.train.steps or steps)
+
+
+def epochs_of(objective: Objective, config: ConfigDict) -> tuple[int, int]:
+    """The first epoch that has an objective, and the first that no longer has it."""
+    first, end = objective.epochs
+    return first, config.train.epochs if end is None else end
+
+
+def make_optimizer(train: ConfigDict, n_steps: int) -> optax.GradientTransformation:
+    """Adam or SGD, with warm-up, decay, weight decay, clipping and accumulation.
+
+    Args:
+      train: as ``config.train``.
+      n_steps: batches that it will see.
+
+    Raises:
+      UserError: these are too few for one update.
+    """
+    updates = n_steps // train.accumulate
+    if not updates:
+        raise UserError(
+            f"train.accumulate is {train.accumulate}, but there are {max(n_steps, 0)} steps in "
+            "all (train.epochs times batches); no update would be made"
+        )
+    warmup = min(train.warmup_steps, updates // 4)
+    decay_steps = max(updates - warmup, 1)
+    after = {
+        "none": lambda: optax.constant_schedule(train.learning_rate),
+        "linear": lambda: optax.linear_schedule(train.learning_rate, 0.0, decay_steps),
+        "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, decay_steps),
+    }
+    schedule = after[train.decay]()
+    if warmup:
+        up = optax.linear_schedule(0.0, train.learning_rate, warmup)
+        schedule = optax.join_schedules([up, schedule], [warmup])
+    mask = decayed if train.weight_decay else None
+    if train.optimizer == "sgd":
+        parts = [optax.sgd(schedule, momentum=0.9)]
+        if train.weight_decay:
+            parts.insert(0, optax.add_decayed_weights(train.weight_decay, mask))
+    else:
+        parts = [optax.adamw(schedule, weight_decay=train.weight_decay, mask=mask)]
+    if train.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
+    optimizer = optax.chain(*parts)
+    if train.accumulate > 1:
+        return optax.MultiSteps(optimizer, train.accumulate).gradient_transformation()
+    return optimizer
+
+
+def decayed(params: Params) -> Any:
+    """True for the parameters that weight decay shrinks: not for biases and scales of norms."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path[-1].key.endswith(("bias", "scale")), params
+    )
+
+
+def make_train_step(
+    objectives: Sequence[Objective], optimizers: Sequence[optax.GradientTransformation]
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """One jitted step: an update per objective; the state is donated, shardings are the arguments'.
+
+    Returns:
+      (state, batch, seed uint32 [], numbers of the objectives to use; by default all) to (new
+      state, {"loss", the sum, and its parts: float32 []}).
+    """
+    return jax.jit(
+        _step_function(objectives, optimizers), donate_argnums=0, static_argnames="active"
+    )
+
+
+def make_joint_step(
+    objectives: Sequence[Objective],
+    optimizers: Sequence[optax.GradientTransformation],
+    shardings: TrainState,
+    *,
+    vectorized: bool,
+) -> Callable[..., list[tuple[TrainState, dict[str, jax.Array]]]]:
+    """A step of several seeds in one program.
+
+    Args:
+      objectives: in the order of their updates.
+      optimizers: one for each.
+      shardings: of each seed's state.
+      vectorized: compute all seeds as one (vmap), which pays where a seed alone leaves a device
+        idle; else one after another, which compiles for longer.
+
+    Returns:
+      (states, donated, of S seeds; batch, whose arrays have S in front; seeds uint32 [S]; numbers
+      of the objectives to use, the same for all) to a list of what ``make_train_step`` gives.
+    """
+    step = _step_function(objectives, optimizers)
+
+    def joint(states, batch, seeds, active):
+        if vectorized and len(states) > 1:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            results = jax.vmap(lambda *of_seed: step(*of_seed, active))(stacked, batch, seeds)
+            return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(states))]
+        of_seed = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(states))]
+        return [
+            step(state, of_one, seed, active)
+            for state, of_one, seed in zip(states, of_seed, seeds, strict=True)
+        ]
+
+    @functools.cache
+    def jitted(n_seeds):
+        # Where nothing is split, the compiler would find the same.
+        return jax.jit(
+            joint,
+            donate_argnums=0,
+            static_argnames="active",
+            out_shardings=[(shardings, None)] * n_seeds,
+        )
+
+    return lambda states, batch, seeds, active: jitted(len(states))(states, batch, seeds, active)
+
+
+def _step_function(
+    objectives: Sequence[Objective], optimizers: Sequence[optax.GradientTransformation]
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    def step(state, batch, seed, active=None):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        params, opt_states = state.params, list(state.opt_state)
+        total = jnp.zeros(())
+        shown: dict[str, jax.Array] = {}
+        for number in range(len(objectives)) if active is None else active:
+            (loss, parts), gradient = jax.value_and_grad(objectives[number].loss, has_aux=True)(
+                params, batch, key
+            )
+            updates, opt_states[number] = optimizers[number].update(
+                gradient, opt_states[number], params
+            )
+            params = optax.apply_updates(params, updates)
+            total += loss
+            shown |= {f"loss_{name}": value for name, value in parts.items()}
+        return TrainState(state.step + 1, params, tuple(opt_states)), {"loss": total, **shown}
+
+    return step
