@@ -24,7 +24,7 @@ from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import UserError
 
 # Fields that may differ between two starts of one run: they change no result.
-FREE_FIELDS = ("log_every", "seeds_together", "fine_tuning.folds", "mesh.rules")
+FREE_FIELDS = ("log_every", "profile", "seeds_together", "fine_tuning.folds", "mesh.rules")
 
 
 def base_config() -> ConfigDict:
@@ -40,6 +40,7 @@ def base_config() -> ConfigDict:
     # How many of them are trained in one program; 0 is all. Where batches of different seeds cannot
     # be given one shape (fine_tuning, response), it is one.
     config.seeds_together = 0
+    config.profile = False  # writes a trace of some early steps, for TensorBoard, to profile/
     config.log_every = 50  # steps between two lines of progress; losses are fetched only then
     config.init_from = placeholder(str)  # a workdir whose weights start this run
     # "paper" trains all combinations of tasks and weights of the paper's tables in turn (response).
@@ -87,6 +88,9 @@ def base_config() -> ConfigDict:
     weights.E12 = 1.0  # of CrowdFlower's twelve
 
     config.model = model = ConfigDict()
+    # Of the computation, but for losses and parameters: "bfloat16" is faster on accelerators.
+    # fine_tuning and response have their own.
+    model.dtype = "float32"
     model.dropout = 0.2  # on LSTM inputs, attention weights, feed-forward and head inputs
 
     config.fine_tuning = fine_tuning = ConfigDict()  # of an encoder, by system "fine_tuning"

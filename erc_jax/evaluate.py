@@ -32,6 +32,7 @@ from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh, put_batch, replicated
+from erc_jax.steps import lowered
 from erc_jax.systems import Params, Recognition, System, Task
 from erc_jax.workdir import Run, best_meta, load_labelling_run, load_run, publish_best, seed_folders
 
@@ -73,7 +74,11 @@ class Predictor:
             function,
             # Whole on every device, so that every process has the outputs of all.
             jax.jit(
-                lambda params, batch: (batch.real, batch.ids, function(params, batch)),
+                lambda params, batch: (
+                    batch.real,
+                    batch.ids,
+                    function(*lowered(params, batch, self._system.dtype)),
+                ),
                 out_shardings=replicated(self._mesh),
             ),
         )

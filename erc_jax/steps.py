@@ -13,7 +13,7 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from erc_jax.errors import UserError
-from erc_jax.systems import Objective, Params
+from erc_jax.systems import REFERENCE, Objective, Params
 
 
 @struct.dataclass
@@ -131,7 +131,8 @@ def make_joint_step(
     optimizers: Sequence[optax.GradientTransformation],
     shardings: TrainState,
     *,
-    vectorized: bool,
+    dtype: str = "float32",
+    vectorized: bool = False,
 ) -> Callable[..., list[tuple[TrainState, dict[str, jax.Array]]]]:
     """A step of several seeds in one program.
 
@@ -139,6 +140,7 @@ def make_joint_step(
       objectives: in the order of their updates.
       optimizers: one for each.
       shardings: of each seed's state.
+      dtype: of the computation, ``config.model.dtype``.
       vectorized: compute all seeds as one (vmap), which pays where a seed alone leaves a device
         idle; else one after another, which compiles for longer.
 
@@ -146,7 +148,7 @@ def make_joint_step(
       (states, donated, of S seeds; batch, whose arrays have S in front; seeds uint32 [S]; numbers
       of the objectives to use, the same for all) to a list of what ``make_train_step`` gives.
     """
-    step = _step_function(objectives, optimizers)
+    step = _step_function(objectives, optimizers, dtype)
 
     def joint(states, batch, seeds, active):
         if vectorized and len(states) > 1:
@@ -172,17 +174,37 @@ def make_joint_step(
     return lambda states, batch, seeds, active: jitted(len(states))(states, batch, seeds, active)
 
 
+def lowered(params: Params, batch: Any, dtype: str) -> tuple[Params, Any]:
+    """Parameters and features as what is computed in; labels and references stay as they are."""
+    if dtype == "float32":
+        return params, batch
+
+    def cast(path: Any, leaf: Any) -> Any:
+        named = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if "labels" in named or REFERENCE in named or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, (params, batch))
+
+
 def _step_function(
-    objectives: Sequence[Objective], optimizers: Sequence[optax.GradientTransformation]
+    objectives: Sequence[Objective],
+    optimizers: Sequence[optax.GradientTransformation],
+    dtype: str = "float32",
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    def loss_of(objective, params, batch, key):
+        # The gradient goes through the cast and so is of the parameters' own type.
+        return objective.loss(*lowered(params, batch, dtype), key)
+
     def step(state, batch, seed, active=None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         params, opt_states = state.params, list(state.opt_state)
         total = jnp.zeros(())
         shown: dict[str, jax.Array] = {}
         for number in range(len(objectives)) if active is None else active:
-            (loss, parts), gradient = jax.value_and_grad(objectives[number].loss, has_aux=True)(
-                params, batch, key
+            (loss, parts), gradient = jax.value_and_grad(loss_of, argnums=1, has_aux=True)(
+                objectives[number], params, batch, key
             )
             updates, opt_states[number] = optimizers[number].update(
                 gradient, opt_states[number], params

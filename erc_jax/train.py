@@ -194,6 +194,7 @@ class Trainer:
             self.objectives,
             self.optimizers,
             self.shardings,
+            dtype=config.model.dtype,
             # A CPU's cores are busy with one seed; one after another is what they like.
             vectorized=self.mesh.devices.flat[0].platform != "cpu",
         )
@@ -223,7 +224,7 @@ class Trainer:
         names = [f"seed {place.seed}  " if len(places) > 1 else "" for place in places]
         runs = [SeedRun(self, place, name) for place, name in zip(places, names, strict=True)]
         rounds = 0
-        with StopRequest() as stop:
+        with StopRequest() as stop, Trace(self.config.profile, places[0].folder) as trace:
             while left := [run for run in runs if not run.is_over]:
                 # 1. A step of all seeds that are not done. After a restart they may not be equally
                 # far; those that are to learn something else now wait.
@@ -244,6 +245,7 @@ class Trainer:
                 for run in stepping:
                     run.selection.seconds += (time.monotonic() - began) / len(stepping)
                 rounds += 1
+                trace.at(rounds, results)
                 if stop.at(rounds) and (left := [run for run in left if not run.is_over]):
                     for run in left:
                         run.save()
@@ -345,6 +347,33 @@ class Trainer:
             "corpus": {"name": experiment.corpus.name, "sha256": experiment.corpus.sha256},
             **experiment_to_json(experiment),
         }
+
+
+class Trace:
+    """Writes what the devices do in some early steps, for ``tensorboard --logdir WORKDIR``."""
+
+    STEPS = (10, 20)  # after the first compilations
+
+    def __init__(self, wanted: bool, folder: Path):
+        self._wanted, self._folder, self._running = wanted, folder, False
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def at(self, step: int, results: Any) -> None:
+        """Begins or ends the trace after this step, whose results are waited for."""
+        if self._wanted and step in self.STEPS:
+            jax.block_until_ready(results)
+            if self._running:
+                jax.profiler.stop_trace()
+                say(f"What the devices did is in {self._folder / 'profile'}")
+            else:
+                jax.profiler.start_trace(str(self._folder / "profile"))
+            self._running = not self._running
 
 
 class SeedRun:

@@ -11,7 +11,7 @@ from erc_jax.benchmarks import harness
 from erc_jax.errors import UserError
 
 # Modules of this package; harness.main says what one has.
-BENCHMARKS = ("encoder", "fmerl", "mtl_erc_es", "response", "sent_emo_context")
+BENCHMARKS = ("encoder", "fmerl", "mtl_erc_es", "response", "scale", "sent_emo_context")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def sequence_attention(
         scores = scores + bias
     # An empty slot sees nothing: the softmax is then uniform, finite, and never gathered back.
     seen = jnp.where(same[:, None], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(seen, axis=-1)
+    weights = jax.nn.softmax(seen.astype(jnp.float32), axis=-1).astype(seen.dtype)
     if visible is not None:
         weights = jnp.where(same[:, None], weights, 0.0)
     weights = drop_weights(weights)

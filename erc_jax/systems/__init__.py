@@ -88,6 +88,8 @@ class System(abc.ABC):
     # Whether it predicts with what ``Recognition.fit_reference`` gives.
     has_reference = False
 
+    dtype = "float32"  # of the computation; see ``config.model.dtype``
+
     @abc.abstractmethod
     def init(self, key: jax.Array, batch: Any) -> Params:
         """Parameters for batches like this one."""
@@ -268,4 +270,6 @@ def make_system(config: ConfigDict, labels: Any, encoder: Any = None) -> Any:
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
         raise UserError(f"system is {config.system!r}; expected {', '.join(SYSTEMS)}.{hint}")
     module, _, name = SYSTEMS[config.system].partition(":")
-    return getattr(importlib.import_module(module), name)(config, labels, encoder)
+    system = getattr(importlib.import_module(module), name)(config, labels, encoder)
+    system.dtype = config.model.dtype
+    return system

@@ -1,0 +1,34 @@
+"""A small run as a process of its own, alone or as one of several; see tests/test_processes.py.
+
+    python -m tests.pod CONFIG WORKDIR [HOST:PORT,PROCESSES,NUMBER]
+
+CONFIG is a config's JSON. Several configs, joined by commas, are run one after another, in folders
+named like their files.
+"""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def run(names: str, workdir: str, how: str | None = None) -> None:
+    from erc_jax import sharding
+    from erc_jax.config import load_config
+    from erc_jax.errors import STOPPED_EXIT_CODE, Stopped
+    from erc_jax.processes import joined
+    from erc_jax.train import train
+
+    sharding.LEAST_SPLIT = 1  # models of tests have no large parameters
+    with joined(how):
+        for name in names.split(","):
+            config: ConfigDict = load_config(Path(name))
+            try:
+                train(config, Path(workdir) / Path(name).name)
+            except Stopped as stopped:
+                print(stopped)
+                sys.exit(STOPPED_EXIT_CODE)
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

@@ -1,0 +1,268 @@
+"""One device, eight, and two processes of four: the same losses and scores, and what a stop costs.
+
+The number of trials in which runs are killed at random is $ERC_JAX_KILL_TRIALS, 3 by default.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from erc_jax.config import save_config
+from erc_jax.errors import STOPPED_EXIT_CODE, UserError
+from erc_jax.processes import LOST_EXIT_CODE, StopRequest, join
+from erc_jax.sharding import make_mesh, state_shardings
+from tests.conftest import _flags
+from tests.systems import test_response, test_sent_emo_context
+from tests.systems.test_fmerl_runs import FIELDS as FMERL
+from tests.tiny import tiny_config
+
+TRIALS = int(os.environ.get("ERC_JAX_KILL_TRIALS", "3"))
+TIMEOUT = 600  # seconds, of processes that wait for each other
+LONG = {"train.epochs": 20, "train.steps": 20, "log_every": 1, "train.learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def configs(place):
+    """Each system's config, of 20 steps, as JSON in a folder of its name."""
+    replies = test_response.write_corpus(place / "replies")
+    made = {
+        "mtl_erc_es": tiny_config(place, model__dropout=0.2),
+        "sent_emo_context": tiny_config(place, **test_sent_emo_context.FIELDS),
+        "fmerl": tiny_config(
+            place, **FMERL, fmerl__description_encoder=str(place / "encoder"), tasks__shift=False
+        ),
+        "response": test_response.config_of(replies),
+    }
+    for rules in ((), (".=largest",)):
+        for name, config in made.items():
+            config.update_from_flattened_dict(LONG | {"mesh.rules": rules})
+            save_config(config, place / ("split" if rules else "whole") / name)
+    return place
+
+
+def start(config, workdir, *, devices, how=()):
+    environment = {**os.environ, "XLA_FLAGS": _flags(devices)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.pod", str(config), str(workdir), *how],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_two(config, workdir):
+    """Two processes of four devices."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    return [
+        start(config, workdir, devices=4, how=[f"127.0.0.1:{port},2,{number}"]) for number in (0, 1)
+    ]
+
+
+def finish(processes):
+    """Exit codes and outputs; nobody is left behind."""
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], outputs
+
+
+def log_of(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def scores_of(workdir):
+    content = json.loads((workdir / "metrics.json").read_text())
+    return {split: content[split] for split in ("validation", "test")}
+
+
+SYSTEMS = ("mtl_erc_es", "sent_emo_context", "fmerl", "response")
+KINDS = ("8 devices", "8 devices, split", "2 processes")
+
+
+@pytest.fixture(scope="module")
+def runs(configs, tmp_path_factory):
+    """Folders of the systems' runs on one device, on eight, and on two processes of four."""
+    out = tmp_path_factory.mktemp("runs")
+
+    def named(kind):
+        return ",".join(str(configs / kind / name) for name in SYSTEMS)
+
+    for kind, processes in (
+        ("1 device", lambda to: [start(named("whole"), to, devices=1)]),
+        ("8 devices", lambda to: [start(named("whole"), to, devices=8)]),
+        ("8 devices, split", lambda to: [start(named("split"), to, devices=8)]),
+        ("2 processes", lambda to: start_two(named("whole"), to)),
+    ):
+        codes, outputs = finish(processes(out / kind))
+        assert not any(codes), outputs
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_same_losses_and_scores(runs, system, kind):
+    alone, here = runs / "1 device" / system, runs / kind / system
+    expected, losses = log_of(alone), log_of(here)
+    assert list(losses) == list(range(1, 21))
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
+    # Every utterance is counted once, however unevenly they fall on the devices.
+    same = json.dumps(scores_of(here)) == json.dumps(scores_of(alone))
+    assert same or _close(scores_of(here), scores_of(alone))
+    names = {path.name for path in alone.iterdir() if "tfevents" not in path.name}
+    assert {path.name for path in here.iterdir() if "tfevents" not in path.name} == names
+
+
+def _close(here, there):
+    """Whether numbers that are no counts differ by summation order alone."""
+    if isinstance(here, dict):
+        return here.keys() == there.keys() and all(_close(here[k], there[k]) for k in here)
+    if isinstance(here, list):
+        return len(here) == len(there) and all(map(_close, here, there))
+    return here == there or (isinstance(here, float) and abs(here - there) <= 1e-4 * abs(there))
+
+
+def ended(config, workdir, begin, rng):
+    """Runs to the end, stopped twice at random; returns the exit codes of all starts."""
+    signals = [signal.SIGTERM, signal.SIGKILL]
+    rng.shuffle(signals)
+    codes = []
+    while True:
+        processes = begin(config, workdir)
+        if signals:
+            told, lines = processes[0], rng.randrange(1, 8)
+            for line in told.stdout:
+                lines -= line.startswith("epoch")
+                if not lines:
+                    break
+            of = signals.pop()
+            # Any one is told to stop; a machine that is taken away takes its processes with it.
+            stopping = [rng.choice(processes)] if of is signal.SIGTERM else processes
+            for process in stopping:
+                process.send_signal(of)
+        found, outputs = finish(processes)
+        assert all(code in (0, STOPPED_EXIT_CODE, -signal.SIGKILL) for code in found), outputs
+        assert len(set(found)) == 1, (found, outputs)
+        codes.append(found[0])
+        if found[0] == 0:
+            return codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("kind", ["1 device", "2 processes"])
+def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, kind, trial):
+    rng = random.Random(f"{kind} {trial}")
+    system = "mtl_erc_es"
+    begin = start_two if kind == "2 processes" else lambda *of: [start(*of, devices=1)]
+    codes = ended(configs / "whole" / system, tmp_path, begin, rng)
+    assert STOPPED_EXIT_CODE in codes or len(codes) > 1
+    here, there = tmp_path / system, runs / kind / system
+    assert scores_of(here) == scores_of(there)
+    assert log_of(here) == log_of(there)
+    for name in ("predictions_validation.jsonl", "predictions_test.jsonl"):
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(runs, configs, tmp_path):
+    """A run of two processes is stopped; one device ends it, as if it had been its own."""
+    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    for line in processes[0].stdout:
+        if line.startswith("epoch 2"):
+            break
+    processes[1].send_signal(signal.SIGTERM)
+    codes, outputs = finish(processes)
+    assert codes == [STOPPED_EXIT_CODE] * 2, outputs
+    codes, outputs = finish([start(configs / "whole" / "mtl_erc_es", tmp_path, devices=1)])
+    assert codes == [0], outputs
+    assert "Going on from step" in outputs[0]
+    losses, expected = log_of(tmp_path / "mtl_erc_es"), log_of(runs / "1 device" / "mtl_erc_es")
+    assert losses.keys() == expected.keys()
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others(configs, tmp_path):
+    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    for line in processes[0].stdout:
+        if line.startswith("epoch"):
+            break
+    processes[1].kill()
+    codes, outputs = finish(processes)
+    # Whoever notices first: ours, with its own message, or the runtime, which aborts.
+    assert codes[0] in (LOST_EXIT_CODE, -signal.SIGABRT)
+    told = ("the processes lost each other", "another task died")
+    assert any(message in outputs[0] for message in told), outputs[0]
+
+
+# In this process
+
+
+def test_sigterm_is_heard_only_while_training():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop.at(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.at(2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "how", ["here", "127.0.0.1:99", "127.0.0.1,2,0", "127.0.0.1:99,two,0", "127.0.0.1:99,2,2"]
+)
+def test_addresses_that_are_none(how):
+    with pytest.raises(UserError, match="--distributed="):
+        join(how)
+
+
+def leaf(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+STATE = {"params": {"a": {"kernel": leaf(128, 64), "bias": leaf(64)}, "table": leaf(9, 512)}}
+
+
+def specs(*rules):
+    shardings = state_shardings(STATE, make_mesh(), rules)
+    assert jax.tree.structure(shardings) == jax.tree.structure(STATE)
+    params = shardings["params"]
+    return params["a"]["kernel"].spec, params["a"]["bias"].spec, params["table"].spec
+
+
+def test_rules_say_what_is_split():
+    whole, rows, columns = PartitionSpec(), PartitionSpec("data", None), PartitionSpec(None, "data")
+    assert specs() == (whole, whole, whole)
+    assert specs(".=largest") == (rows, whole, columns)  # a bias is too small to be worth it
+    assert specs("kernel=1", "table=whole", ".=largest") == (columns, whole, whole)
+    assert specs("a/kernel=0") == (rows, whole, whole)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("kernel", "is no rule; expected PATTERN=AXIS"),
+        ("kernel=first", "is no rule"),
+        ("(=0", "is no regular expression"),
+        ("table=0", r"axis 0 of params/table, of shape \[9, 512\], cannot be split over 8"),
+        ("bias=1", "axis 1 of params/a/bias"),
+    ],
+)
+def test_rules_that_are_none(rule, message):
+    with pytest.raises(UserError, match=message):
+        specs(rule)
