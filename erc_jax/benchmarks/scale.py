@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from erc_jax.benchmarks import harness
-from erc_jax.benchmarks.meld_dialogues import DIALOGUES_PER_BATCH
+from erc_jax.benchmarks.mtl_erc_es import DIALOGUES_PER_BATCH
 
 OURS = "erc_jax.benchmarks.scale_jax"
 SEEDS = (1, 2, 4, 8)
