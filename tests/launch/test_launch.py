@@ -210,9 +210,9 @@ def test_a_real_run_shows_and_does_what_the_dry_run_printed(bench, case):
     assert [line[2:] for line in done.stderr.splitlines() if line.startswith("+ ")] == commands
 
 
-# A cloud where a TPU that is asked for is there at once. The file `plan` holds, line by line, what
-# happens when the state of the run is asked for: PREEMPT, or what the workers answer. Asking for the
-# state of the request fails as often as `failures` has lines.
+# A cloud where a TPU that is asked for is there at once. The file `plan` holds, line by line,
+# what happens when the state of the run is asked for: PREEMPT, or what the workers answer. Asking
+# for the state of the request fails as often as `failures` has lines.
 CLOUD = """
 [[ ${0##*/} == gcloud ]] || { if [[ $1 == rev-parse ]]; then echo abc123; fi; return; }
 command=
