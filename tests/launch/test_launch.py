@@ -59,7 +59,10 @@ source "$ANSWERS"
 @pytest.fixture
 def bench(tmp_path):
     """A copy of launch/ in a checkout of its own, with stubs for all that reaches out."""
-    return Bench(tmp_path)
+    bench = Bench(tmp_path)
+    yield bench
+    for process in bench.started:  # by a test that failed
+        process.kill()
 
 
 class Bench:
@@ -70,6 +73,7 @@ class Bench:
             self.root / "launch",
             ignore=lambda *_: {"settings.sh", "erc_jax.bundle"},
         )
+        self.started: list[subprocess.Popen[bytes]] = []
         self.calls_file = folder / "calls"
         self.answers = folder / "answers"
         self.answers.write_text(":")
@@ -102,6 +106,13 @@ class Bench:
             text=True,
             timeout=60,
         )
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """Starts a command in the checkout; it is not waited for."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=self.root, env=self.env, stdout=pipe, stderr=pipe)
+        self.started.append(process)
+        return process
 
     def dry(self, line: str, **env: str) -> str:
         """What the script prints in a dry run, during which nothing may be called."""
@@ -331,7 +342,7 @@ def test_sync_refuses_what_is_not_committed(bench):
 TRAINING = """#!/usr/bin/env bash
 trap 'echo saved; exit 75' TERM
 echo "$@"
-while true; do sleep 0.05; done
+for i in {1..400}; do sleep 0.05; done
 """
 
 
@@ -431,18 +442,12 @@ def test_keep_running_starts_again_after_a_crash_but_not_for_ever(bench, crash, 
     assert "started again in 0 seconds (2 of 2)" in done.stderr
 
 
-def start_in_background(bench, command):
-    return subprocess.Popen(
-        command, cwd=bench.root, env=bench.env, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-
-
 @pytest.mark.parametrize("name", ["TERM", "INT"])
 def test_keep_running_passes_signals_on_and_then_ends(bench, name):
     # The child takes its time to save, is not hurried, and its own code comes out.
     body = f"trap 'sleep 0.3; touch saved; exit 75' {name}; touch ready\n"
-    starts = counting(bench, body + "while true; do sleep 0.02; done")
-    process = start_in_background(bench, ["launch/keep_running.sh", "child"])
+    starts = counting(bench, body + "for i in {1..400}; do sleep 0.05; done")
+    process = bench.start("launch/keep_running.sh", "child")
     wait_for((bench.root / "ready").exists)
     process.send_signal(getattr(signal, f"SIG{name}"))
     process.communicate(timeout=20)
@@ -453,7 +458,7 @@ def test_keep_running_passes_signals_on_and_then_ends(bench, name):
 
 def test_keep_running_hears_a_signal_in_the_pause_after_a_crash(bench):
     starts = counting(bench, "exit 3")
-    process = start_in_background(bench, ["launch/keep_running.sh", "--pause", "1000", "child"])
+    process = bench.start("launch/keep_running.sh", "--pause", "1000", "child")
     wait_for(starts)
     time.sleep(0.2)
     process.terminate()
@@ -464,7 +469,7 @@ def test_keep_running_hears_a_signal_in_the_pause_after_a_crash(bench):
 def test_keep_running_waits_for_a_child_that_is_suspended(bench):
     body = "((n == 0)) || exit 9; echo $$ > pid; sleep 1; exit 0"
     starts = counting(bench, body)
-    process = start_in_background(bench, ["launch/keep_running.sh", "child"])
+    process = bench.start("launch/keep_running.sh", "child")
     wait_for(lambda: (bench.root / "pid").exists() and (bench.root / "pid").read_text())
     child = int((bench.root / "pid").read_text())
     os.killpg(child, signal.SIGSTOP)
@@ -485,7 +490,7 @@ def test_slurm_saves_and_queues_again(bench, state, requeued, tmp_path):
     bench.program("python", TRAINING)
     spooled = shutil.copy(bench.root / "launch/slurm.sh", tmp_path / "slurm_script")
     bench.env |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(bench.root)}
-    process = start_in_background(bench, ["bash", spooled, "meld", "--config", "meld"])
+    process = bench.start("bash", spooled, "meld", "--config", "meld")
     wait_for((bench.root / "ready").exists)
     time.sleep(0.2)
     process.terminate()
