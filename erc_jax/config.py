@@ -354,13 +354,17 @@ def response(config: ConfigDict, variant: str) -> ConfigDict:
             config.response.tasks = value
         elif (name, value) == ("size", "tiny"):
             config.encoder = ""
+            # DailyDialog is small for a model without published weights: few different tokens, few
+            # layers, and many epochs.
+            scratch = config.response.scratch
+            scratch.vocabulary, scratch.width, scratch.layers = 2000, 192, 2
+            scratch.heads, scratch.ffn = 4, 768
             # By perplexity it is judged, which smoothing worsens.
             config.response.label_smoothing = 0.0
-            config.train.epochs = 5
-            # As many with every combination of tasks: about 3.4 epochs of replies alone.
-            config.train.steps = 4000
+            # As many steps with every combination of tasks.
+            config.train.epochs, config.train.steps = 8, 6500
             config.train.batch_size = 64
-            config.train.learning_rate = 1e-3
+            config.train.learning_rate = 2e-3
             config.train.clip_norm = 1.0
         else:
             raise UserError(
