@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from erc_jax import chat_flags
 from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
 from erc_jax.data.modalities import MODALITIES
-from erc_jax.errors import STOPPED_EXIT_CODE, Stopped, UserError
+from erc_jax.errors import CRASHED_EXIT_CODE, STOPPED_EXIT_CODE, Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file or the name of a shipped one, with a variant: meld:paper."
@@ -339,6 +340,9 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(STOPPED_EXIT_CODE)
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. The same command goes on from where it was.")
+    except Exception:  # a bug, or a machine that fails: unlike a user's mistake worth a new start
+        traceback.print_exc()
+        sys.exit(CRASHED_EXIT_CODE)
 
 
 def quiet_logs() -> None:

@@ -20,12 +20,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from erc_jax.errors import UserError
+from erc_jax.errors import LOST_EXIT_CODE, UserError
 
 # A process that does not answer for so long is dead; the others then end, too.
 HEARTBEAT_SECONDS = 60
 JOIN_SECONDS = 300
-LOST_EXIT_CODE = 76  # EX_PROTOCOL
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from erc_jax.config import save_config
-from erc_jax.errors import STOPPED_EXIT_CODE, UserError
-from erc_jax.processes import LOST_EXIT_CODE, StopRequest, join
+from erc_jax.errors import LOST_EXIT_CODE, STOPPED_EXIT_CODE, UserError
+from erc_jax.processes import StopRequest, join
 from erc_jax.sharding import make_mesh, state_shardings
 from tests.conftest import _flags
 from tests.systems import test_response, test_sent_emo_context
