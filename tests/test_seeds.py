@@ -1,0 +1,133 @@
+"""Several seeds in one program are several runs: the same losses, stops, scores and files."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from erc_jax import train as module
+from erc_jax.data.anchors import AnchorExamples
+from erc_jax.data.batching import make_examples
+from erc_jax.steps import make_joint_step
+from erc_jax.train import train
+from tests.systems import test_sent_emo_context
+from tests.tiny import tiny_config
+
+SEEDS = 3
+FIELDS = {
+    **{"seeds": SEEDS, "seed": 5, "log_every": 1, "model__dropout": 0.2},
+    **{"train__epochs": 10, "train__patience": 2, "train__learning_rate": 0.01},
+}
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def config_of(place, **fields):
+    return tiny_config(place, **FIELDS | fields)
+
+
+@pytest.fixture(scope="module")
+def runs(place):
+    """Folders of the same runs: apart, in one program, and as one computation."""
+    train(config_of(place, seeds_together=1), place / "apart")
+    train(config_of(place), place / "unrolled")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            module,
+            "make_joint_step",
+            lambda *rest, vectorized, **named: make_joint_step(*rest, vectorized=True, **named),
+        )
+        train(config_of(place), place / "vmapped")
+    return place
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["unrolled", "vmapped"])
+@pytest.mark.parametrize("seed", range(5, 5 + SEEDS))
+def test_each_seed_is_the_run_that_it_would_be_alone(runs, way, seed):
+    alone, here = (lines_of(runs / name / "seeds" / str(seed)) for name in ("apart", way))
+    assert [line["step"] for line in here] == [line["step"] for line in alone]  # stops alike, too
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    scores = [
+        [line["validation"]["weighted_f1"] for line in lines if "validation" in line]
+        for lines in (here, alone)
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_the_seeds_stop_at_different_epochs(runs):
+    """Else the tests above say nothing about early stopping."""
+    epochs = {
+        max(line.get("epoch", 0) for line in lines_of(runs / "unrolled" / "seeds" / str(seed)))
+        for seed in range(5, 5 + SEEDS)
+    }
+    assert len(epochs) > 1
+
+
+@pytest.mark.slow
+def test_metrics_are_those_of_seeds_in_turn(runs):
+    here, alone = (
+        json.loads((runs / name / "metrics.json").read_text()) for name in ("unrolled", "apart")
+    )
+    assert here["test"] == alone["test"]
+    assert here["seeds"] == alone["seeds"]
+
+
+@pytest.mark.slow
+def test_seeds_that_were_killed_go_on(runs, place, tmp_path, train_and_kill):
+    """Killed while their checkpoints are of different steps."""
+    config = config_of(place)
+    train_and_kill(config, tmp_path, saves=4)
+    train(config, tmp_path)
+    for seed in range(5, 5 + SEEDS):
+        name = f"seeds/{seed}/metrics.jsonl"
+        assert (tmp_path / name).read_text() == (runs / "unrolled" / name).read_text()
+
+
+@pytest.fixture
+def examples(labels, random_dialogues):
+    dialogues = random_dialogues([3, 9, 4, 1, 7, 12, 2, 5])
+    n = sum(len(dialogue.utterances) for dialogue in dialogues)
+    features = np.random.default_rng(0).normal(size=(n, 6)).astype(np.float32)
+    emotions = np.concatenate([labels.emotion_ids(dialogue) for dialogue in dialogues])
+    return make_examples(dialogues, features, {"emotion": emotions})
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_joint_batch_holds_each_seed_s_own(examples, n_blocks, drawn):
+    split = AnchorExamples(examples, "emotion", 1.0) if drawn else examples
+    of_seeds = [np.array([0, 5]), np.array([1, 2, 3])]
+    joint = split.joint_batch(of_seeds, n_blocks)
+    for number, items in enumerate(of_seeds):
+        alone = split.batch(items, n_blocks)
+        assert joint.real[number].sum() == alone.real.sum()
+        utterances, own = (getattr(batch, "utterances", batch) for batch in (joint, alone))
+        for name in ("ids", "features"):
+            held = getattr(utterances, name)[number][joint.real[number]]
+            np.testing.assert_array_equal(held, getattr(own, name)[alone.real])
+        told = (joint.labels["emotion"][number], alone.labels["emotion"])
+        np.testing.assert_array_equal(*(of[of >= 0] for of in told))
+
+
+@pytest.mark.slow
+def test_drawn_utterances_too(place, tmp_path):
+    """SentEmoContext, whose epochs have different objectives."""
+    make = functools.partial(
+        tiny_config, place, **test_sent_emo_context.FIELDS | {"seeds": 2, "log_every": 1}
+    )
+    train(make(seeds_together=1), tmp_path / "apart")
+    train(make(), tmp_path / "together")
+    for seed in (0, 1):
+        here, alone = (
+            lines_of(tmp_path / name / "seeds" / str(seed)) for name in ("together", "apart")
+        )
+        assert [line["step"] for line in here] == [line["step"] for line in alone]
+        losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
