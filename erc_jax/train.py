@@ -111,7 +111,7 @@ def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
         for seed, folder in seed_folders(config, workdir)
     ]
     selections: list[Selection] = []
-    together = seeds_together(config, trainer.examples)
+    together = trainer.seeds_together()
     for number, place in enumerate(places):
         seed, folder, _ = place
         if number == len(selections):  # its group is the next one
@@ -156,13 +156,6 @@ class Place(NamedTuple):
     shared: Path
 
 
-def seeds_together(config: ConfigDict, examples: Split) -> int:
-    """How many seeds are trained in one program."""
-    if not hasattr(examples, "joint_batch"):
-        return 1  # batches of different seeds have different shapes
-    return min(config.seeds_together or config.seeds, config.seeds)
-
-
 def joint_batch(examples: Split, items: Sequence[np.ndarray], n_blocks: int) -> Any:
     """Batches of several seeds as one: arrays with the seeds' axis in front of the blocks'."""
     if len(items) == 1:
@@ -177,6 +170,7 @@ class Trainer:
         self.config = config
         self.experiment = experiment
         self.mesh = make_mesh()
+        self.on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         self._whole = replicated(self.mesh)
         self.examples = experiment.system.training_examples(experiment.examples["train"])
         self.steps_per_epoch = len(training_order(self.examples, config.train.batch_size, 0, 0))
@@ -196,10 +190,16 @@ class Trainer:
             self.shardings,
             dtype=config.model.dtype,
             # A CPU's cores are busy with one seed; one after another is what they like.
-            vectorized=self.mesh.devices.flat[0].platform != "cpu",
+            vectorized=not self.on_cpu,
         )
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
         self.scorer = make_scorer(config, experiment, self.predictor)
+
+    def seeds_together(self) -> int:
+        """How many seeds are trained in one program."""
+        if not hasattr(self.examples, "joint_batch"):
+            return 1  # batches of different seeds have different shapes
+        return self.config.seeds_together or (1 if self.on_cpu else self.config.seeds)
 
     def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
         """Trains one seed, from its latest checkpoint if there is one.

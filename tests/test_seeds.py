@@ -30,14 +30,14 @@ def config_of(place, **fields):
 def runs(place):
     """Folders of the same runs: apart, in one program, and as one computation."""
     train(config_of(place, seeds_together=1), place / "apart")
-    train(config_of(place), place / "unrolled")
+    train(config_of(place, seeds_together=SEEDS), place / "unrolled")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
             module,
             "make_joint_step",
             lambda *rest, vectorized, **named: make_joint_step(*rest, vectorized=True, **named),
         )
-        train(config_of(place), place / "vmapped")
+        train(config_of(place, seeds_together=SEEDS), place / "vmapped")
     return place
 
 
@@ -82,7 +82,7 @@ def test_metrics_are_those_of_seeds_in_turn(runs):
 @pytest.mark.slow
 def test_seeds_that_were_killed_go_on(runs, place, tmp_path, train_and_kill):
     """Killed while their checkpoints are of different steps."""
-    config = config_of(place)
+    config = config_of(place, seeds_together=SEEDS)
     train_and_kill(config, tmp_path, saves=4)
     train(config, tmp_path)
     for seed in range(5, 5 + SEEDS):
@@ -123,7 +123,7 @@ def test_drawn_utterances_too(place, tmp_path):
         tiny_config, place, **test_sent_emo_context.FIELDS | {"seeds": 2, "log_every": 1}
     )
     train(make(seeds_together=1), tmp_path / "apart")
-    train(make(), tmp_path / "together")
+    train(make(seeds_together=2), tmp_path / "together")
     for seed in (0, 1):
         here, alone = (
             lines_of(tmp_path / name / "seeds" / str(seed)) for name in ("together", "apart")
