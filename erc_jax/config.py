@@ -37,9 +37,9 @@ def base_config() -> ConfigDict:
     config.encoder = "all-MiniLM-L6-v2"
     config.seed = 0  # of initialisation, shuffling and dropout
     config.seeds = 1  # runs with seeds seed, seed + 1, …; metrics.json then holds means
-    # How many of them are trained in one program; 0 is all on an accelerator, and one on CPUs, where
-    # compiling for many takes longer than it saves. Where batches of different seeds cannot be given
-    # one shape (fine_tuning, response), it is one.
+    # How many of them are trained in one program; 0 is all on an accelerator, and one on CPUs,
+    # where compiling for many takes longer than it saves. Where batches of different seeds cannot
+    # be given one shape (fine_tuning, response), it is one.
     config.seeds_together = 0
     config.profile = False  # writes a trace of some early steps, for TensorBoard, to profile/
     config.log_every = 50  # steps between two lines of progress; losses are fetched only then
