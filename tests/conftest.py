@@ -1,4 +1,4 @@
-"""What all tests share: eight fake CPU devices, no network, a cache of their own.
+"""What all tests share: two fake CPU devices, no network, a cache of their own.
 
 JAX reads the environment when it is imported, so it is set here, before any test module is.
 """
@@ -11,6 +11,9 @@ import tempfile
 import pytest
 
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
+# Most of the tests' time is compilation, which takes half as long without LLVM's optimizations. CI
+# gives this flag another value for the comparisons with PyTorch: these are of what users run.
+OPTIMIZATION_FLAG = "--xla_backend_optimization_level"
 
 
 def _flags(n_devices: int) -> str:
@@ -21,8 +24,10 @@ def _flags(n_devices: int) -> str:
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = _flags(8)
+if OPTIMIZATION_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OPTIMIZATION_FLAG}=0".strip()
+if DEVICES_FLAG not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] = _flags(2)
 # Each worker of pytest-xdist imports this file and so has a cache of its own.
 CACHE = os.environ["ERC_JAX_CACHE"] = tempfile.mkdtemp(prefix="erc_jax-tests-")
 

@@ -259,7 +259,7 @@ def test_rules_say_what_is_split():
         ("kernel", "is no rule; expected PATTERN=AXIS"),
         ("kernel=first", "is no rule"),
         ("(=0", "is no regular expression"),
-        ("table=0", r"axis 0 of params/table, of shape \[9, 512\], cannot be split over 8"),
+        ("table=0", r"axis 0 of params/table, of shape \[9, 512\], cannot be split over 2"),
         ("bias=1", "axis 1 of params/a/bias"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The same training on one device and on eight, compiled once per shape."""
+"""The same training on one device and on several, compiled once per shape.
+
+tests/test_processes.py goes further: eight devices, and several processes, with every system.
+"""
 
 import functools
 
@@ -15,10 +18,11 @@ from erc_jax.systems import make_system
 
 BATCH_SIZE = 8
 EPOCHS = 2
+SEVERAL = 2  # as tests/conftest.py has it
 
 
 def test_meshes():
-    assert make_mesh().size == len(jax.devices()) == 8
+    assert make_mesh().size == len(jax.devices()) == SEVERAL
     mesh = make_mesh(jax.devices()[:2])
     assert mesh.axis_names == (DATA_AXIS,)
     assert mesh.size == 2
@@ -71,7 +75,7 @@ def train(labels, random_dialogues):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.parametrize("n_devices", [1, SEVERAL])
 def test_one_compilation_per_shape(train, n_devices):
     losses, _, step, shapes = train(n_devices)
     assert len(losses) == 6
@@ -80,17 +84,17 @@ def test_one_compilation_per_shape(train, n_devices):
 
 
 @pytest.mark.slow
-def test_one_device_and_eight_agree(train):
+def test_one_device_and_several_agree(train):
     one, state_of_one, _, _ = train(1)
-    eight, state_of_eight, _, _ = train(8)
-    for a, b in zip(one, eight, strict=True):
+    several, state_of_several, _, _ = train(SEVERAL)
+    for a, b in zip(one, several, strict=True):
         assert a.keys() == b.keys()
         for name in a:
             assert a[name] == pytest.approx(b[name], rel=1e-5)
     assert {"loss", "loss_emotion", "loss_shift_speaker"} < one[0].keys()
-    assert int(state_of_one.step) == int(state_of_eight.step) == 6
+    assert int(state_of_one.step) == int(state_of_several.step) == 6
     for a, b in zip(
-        jax.tree.leaves(state_of_one.params), jax.tree.leaves(state_of_eight.params), strict=True
+        jax.tree.leaves(state_of_one.params), jax.tree.leaves(state_of_several.params), strict=True
     ):
         # Adam divides by the gradient's size: where that is rounding, so is the direction.
         difference = np.abs(np.asarray(a) - np.asarray(b))
@@ -102,7 +106,7 @@ def test_one_device_and_eight_agree(train):
 def test_state_stays_whole_on_every_device(train):
     _, state, _, _ = train(8)
     for leaf in jax.tree.leaves(state):
-        assert len(leaf.sharding.device_set) == 8
+        assert len(leaf.sharding.device_set) == SEVERAL
         assert leaf.sharding.is_fully_replicated
 
 
