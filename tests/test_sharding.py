@@ -104,7 +104,7 @@ def test_one_device_and_several_agree(train):
 
 @pytest.mark.slow
 def test_state_stays_whole_on_every_device(train):
-    _, state, _, _ = train(8)
+    _, state, _, _ = train(SEVERAL)
     for leaf in jax.tree.leaves(state):
         assert len(leaf.sharding.device_set) == SEVERAL
         assert leaf.sharding.is_fully_replicated
