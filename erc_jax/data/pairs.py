@@ -52,6 +52,7 @@ class TextBatch:
       real: bool [G, R], whether there is a pair.
       ids: int32 [G, R], the pair's place in the whole batch, whichever its block.
       labels: in classification, the task to int32 [G, R], UNLABELLED (-1) where there is no label.
+      usual_length: float32 [G], the mean number of tokens of all the split's targets of this task.
       task: its name; static, so that a step is compiled for each task.
     """
 
@@ -64,6 +65,7 @@ class TextBatch:
     real: Array
     ids: Array
     labels: Mapping[str, Array]
+    usual_length: Array
     task: str = struct.field(pytree_node=False)
 
 
@@ -121,6 +123,9 @@ class TextExamples:
         self._parts = tuple(parts)
         self._max_tokens = max_tokens
         self._task_of = np.repeat(np.arange(len(parts)), counts)
+        self._usual_length = {
+            part.task: sum(map(len, part.targets)) / max(len(part.targets), 1) for part in parts
+        }
         self._sources = [tokens for part in parts for tokens in part.sources]
         self._targets = [tokens for part in parts for tokens in part.targets]
         # Of few texts, few compilations matter more than little padding.
@@ -281,6 +286,7 @@ class TextExamples:
             real=in_blocks(real),
             ids=in_blocks(np.where(real, np.arange(count), 0).astype(np.int32)),
             labels=labels,
+            usual_length=np.full(n_blocks, self._usual_length[task], np.float32),
             task=task,
         )
 

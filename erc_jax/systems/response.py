@@ -150,6 +150,10 @@ class Response(System):
         if batch.task == GENERATION:
             logits = self._next_words(params, batch, key)
             loss = smoothed_cross_entropy(logits, batch.target, batch.target_mask, self._smoothing)
+            # A batch is of replies of about one length. That tokens of long ones count as much as
+            # those of short ones, a batch counts by its tokens: on average, this factor is 1.
+            usual = jnp.sum(batch.real * jnp.asarray(batch.usual_length)[:, None])
+            loss *= jnp.sum(batch.target_mask) / jnp.maximum(usual, 1)
         else:
             logits = self._class_logits(params, batch, key)
             loss = cross_entropy(logits, batch.labels[batch.task])

@@ -160,6 +160,20 @@ def test_each_task_s_gradient_reaches_what_it_trains(experiment, params, task):
         assert (size > 0) == ((not is_head or task == "E") and not is_bias), name
 
 
+def test_tokens_of_long_replies_count_as_much_as_those_of_short_ones(experiment, params):
+    """A model that knows nothing yet finds all tokens alike: losses are then as the lengths."""
+    examples = experiment.examples["train"].of_task("R")
+    lengths = np.array([len(target) for target in examples._targets])
+    order = np.argsort(lengths, kind="stable")
+    losses, means = [], []
+    for items in (order[:8], order[-8:]):
+        loss = experiment.system.loss(params, examples.batch(items), jax.random.key(0))[1]["R"]
+        losses.append(float(loss))
+        means.append(lengths[items].mean())
+    assert means[1] > 1.2 * means[0]
+    np.testing.assert_allclose(losses[1] / losses[0], means[1] / means[0], rtol=0.1)
+
+
 def test_a_task_s_weight_multiplies_its_loss(place):
     experiment = prepare(config_of(place, weights__E=0.25))
     params = experiment.system.init(jax.random.key(0), None)
