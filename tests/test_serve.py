@@ -1,0 +1,708 @@
+"""The server: what it answers, what it refuses and how, and the page in a real browser."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+import erc_jax
+from erc_jax.serve import http
+from erc_jax.serve.__main__ import main
+from erc_jax.serve.app import Limits, make_app
+from tests.stand_in import ABOUT, StandIn
+
+ROOT = Path(erc_jax.__file__).parent.parent
+HOST = "http://127.0.0.1"
+
+
+def talk(*texts, **more):
+    return {"utterances": [{"speaker": "AB"[i % 2], "text": t} for i, t in enumerate(texts)]} | more
+
+
+@contextlib.contextmanager
+def serving(model=None, responder=None, **fields):
+    """A client of a server in this process; keywords are its limits."""
+    app = make_app(model or StandIn(), responder, ABOUT, limits=Limits(**fields))
+    with TestClient(app, base_url=HOST, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving(responder=StandIn()) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def listening(model):
+    """The address of a server with sockets, in a thread."""
+    with http.bind("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        server = uvicorn.Server(http.configure(make_app(model, model, ABOUT)))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+# What is answered.
+
+
+def test_a_dialogue_comes_back_labelled(client):
+    sent = talk("We won!", "Oh.", id="d1", scene=3)
+    answer = client.post("/predict", json=sent)
+    assert answer.status_code == 200
+    record = answer.json()
+    assert (record["id"], record["scene"]) == ("d1", 3)
+    first = record["utterances"][0]
+    assert (first["speaker"], first["text"], first["emotion"]) == ("A", "We won!", "joy")
+    assert sum(first["probabilities"].values()) == pytest.approx(1)
+
+
+def test_a_list_comes_back_as_a_list(client):
+    assert [r["id"] for r in client.post("/predict", json=[talk("a", id=7)]).json()] == ["7"]
+    many = [talk("a", id=f"d{i}") for i in range(64)]
+    assert [r["id"] for r in client.post("/predict", json=many).json()] == [d["id"] for d in many]
+
+
+def test_texts_are_those_that_were_sent(client):
+    text = '<b>&amp;</b> "é 🙂\u0085\u2028'
+    found = client.post("/predict", json=talk(text)).json()["utterances"][0]["text"]
+    assert found == text
+
+
+def test_replies(client):
+    answer = client.post("/respond", json=talk("Hello.", "I lost it."))
+    assert answer.json()["reply"] == "Tell me more: I lost it."
+
+
+def test_no_replies_without_a_model_for_them():
+    with serving() as client:
+        answer = client.post("/respond", json=talk("Hello."))
+    assert answer.status_code == 404
+    assert "--respond" in answer.json()["reason"]
+
+
+def test_health_says_what_is_loaded(client):
+    found = client.get("/health").json()
+    assert found["status"] == "ok"
+    assert {key: found[key] for key in ABOUT} == ABOUT
+    assert found["limits"]["utterances"] == 500
+
+
+def test_the_api_is_described(client):
+    api = client.get("/openapi.json").json()
+    assert api["openapi"].startswith("3.1")
+    assert set(api["paths"]) == {"/predict", "/respond", "/health"}
+    schemas = api["components"]["schemas"]
+    for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(api)):
+        assert name in schemas
+    assert schemas["Utterance"]["properties"]["text"]["maxLength"] == 5_000
+    assert schemas["Conversation"]["properties"]["utterances"]["maxItems"] == 500
+    assert {"400", "408", "413", "415", "422", "429", "503"} <= set(
+        api["paths"]["/predict"]["post"]["responses"]
+    )
+
+
+def test_the_page_needs_nothing_else_and_runs_no_other_script(client):
+    answer = client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    for tag in ("script", "style"):
+        (inline,) = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert set(re.findall(r"https?://[^\"' ]+", answer.text)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", answer.text)
+
+
+def test_no_other_site_may_read_answers(client):
+    headers = {"Origin": "https://elsewhere.example"}
+    answer = client.post("/predict", json=talk("a"), headers=headers)
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    asked = {**headers, "Access-Control-Request-Method": "POST"}
+    assert client.options("/predict", headers=asked).status_code == 405
+
+
+# What is refused. Kind to what makes the i-th of its requests: arguments of ``client.request``
+# besides POST /predict, the status, and what the reason says.
+
+TURN = {"speaker": "A", "text": "a"}
+
+
+def sent(content, status, reason, **more):
+    """Bytes go as they are, anything else as JSON."""
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return {"content": content, **more}, status, reason
+
+
+def in_turn(i, **fields):
+    """Dialogues of which the third has a sixth turn with other fields; None leaves one out."""
+    turn = {key: value for key, value in {**TURN, **fields}.items() if value is not None}
+    dialogues = [{"utterances": [TURN] * 6} for _ in range(3 + i)]
+    dialogues[2] = {"utterances": [*[TURN] * 5, turn, *[TURN] * i]}
+    return dialogues
+
+
+AT = "dialogues[2].utterances[5]"
+ODD = [5, 0.5, True, [], {}, ["a"], {"a": 1}, [[]], -1, 1e9]  # values that are no texts
+WHOLE = json.dumps(talk("We won!")).encode()
+MALFORMED = {
+    "cut off": lambda i: sent(WHOLE[: -1 - i], 400, "expected JSON"),
+    "no JSON": lambda i: sent(b"hello"[: i % 5] + b"<a>" * i, 400, "expected JSON"),
+    "no UTF-8": lambda i: sent(WHOLE[:-i] + bytes([0xF5 + i]), 400, f"byte 0x{0xF5 + i:02x}"),
+    "no number of JSON": lambda i: sent(
+        WHOLE[:-1] + b', "x": %s}' % [b"NaN", b"Infinity", b"-Infinity"][i % 3], 400, "JSON"
+    ),
+    "number out of range": lambda i: sent(
+        WHOLE[:-1] + b', "x": %s}' % [b"1e999", b"-9e%d" % (400 + i), b"9" * 5_000][i % 3],
+        400,
+        "the body: ",
+    ),
+    "nested": lambda i: sent(b"[" * (40 << i) + b"]" * (40 << i), 400, "32 levels"),
+    "nested keys": lambda i: sent(
+        WHOLE[:-1] + b', "x": ' + b'{"x":' * (40 + i) + b"1" + b"}" * (41 + i), 400, "32 levels"
+    ),
+    "half of a character": lambda i: sent(
+        b'{"utterances": [{"speaker": "A", "text": "\\ud8%02x"}]}' % i, 400, "half of a character"
+    ),
+    "no object": lambda i: sent(
+        [None, True, 5, "hello", 0.5, "", False, -1, "[]", "{}"][i], 422, "dialogue: expected an"
+    ),
+    "no object in a list": lambda i: sent(
+        [talk("a"), [None, True, 5, "hello", 0.5, [], False, -1, [[]], "{}"][i]],
+        422,
+        "dialogues[1]: expected an object, found",
+    ),
+    "no utterances": lambda i: sent({f"turns{i}": []}, 422, "dialogue.utterances: is missing"),
+    "utterances are no list": lambda i: sent(
+        {"utterances": [{}, "a", 5, None, True, 0.5, {"a": 1}, "", -1, {"0": TURN}][i]},
+        422,
+        "dialogue.utterances: expected a valid list, found",
+    ),
+    "nobody speaks": lambda i: sent(
+        [talk("a")] * i + [{"utterances": []}], 422, f"dialogues[{i}].utterances: expected at least"
+    ),
+    "utterance is no object": lambda i: sent(
+        {"utterances": [TURN] * i + [[None, "a", 5, [], True][i % 5]]},
+        422,
+        f"dialogue.utterances[{i}]: expected an object",
+    ),
+    "text is missing": lambda i: sent(in_turn(i, text=None), 422, f"{AT}.text: is missing"),
+    "text is no text": lambda i: sent(
+        in_turn(i, text=ODD[i]),
+        422,
+        f"{AT}.text: expected a valid string, found {json.dumps(ODD[i])}",
+    ),
+    "text is too long": lambda i: sent(
+        in_turn(i, text="a" * (5_001 + i)),
+        422,
+        f"{AT}.text: expected at most 5000 characters, found {5_001 + i}",
+    ),
+    "speaker is nobody": lambda i: sent(
+        in_turn(i, speaker=" " * (i % 3)), 422, f"{AT}.speaker: expected a name, found none"
+    ),
+    "speaker is no text": lambda i: sent(
+        in_turn(i, speaker=ODD[i]), 422, f"{AT}.speaker: expected"
+    ),
+    "label is no name": lambda i: sent(
+        in_turn(i, emotion=[" joy", "joy ", "", "a\nb", " ", "\n", "a\r", "\tb", "c\u2028d", 5][i]),
+        422,
+        f"{AT}.emotion: expected",
+    ),
+    "ratings": lambda i: sent(
+        in_turn(
+            i,
+            vad=[
+                {},
+                5,
+                [1],
+                {"joy": 1},
+                {"valence": "a"},
+                {"arousal": None},
+                "",
+                True,
+                {"dominance": [1]},
+                {"valence": 10**400},
+            ][i],
+        ),
+        422,
+        f"{AT}.vad",
+    ),
+    "id": lambda i: sent(
+        {**talk("a"), "id": [None, [], {}, 0.5, True, "a" * 201, [1], 10**300, False, ["a"]][i]},
+        422,
+        "dialogue.id: expected",
+    ),
+    "too many utterances": lambda i: sent(
+        [talk("a"), talk(*["a"] * (501 + i))],
+        422,
+        f"dialogues[1].utterances: expected at most 500, found {501 + i}",
+    ),
+    "too many dialogues": lambda i: sent(
+        [talk("a")] * (65 + i), 422, "dialogues: expected at most 64"
+    ),
+    "too many in all": lambda i: sent(
+        [talk(*["a"] * 500)] * 4 + [talk("a")] * (1 + i),
+        422,
+        f"2000 utterances in all, found {2001 + i}",
+    ),
+    "no dialogues": lambda i: sent(
+        b" " * i + b"[]", 422, "dialogues: expected at least one, found none"
+    ),
+    "too many bytes": lambda i: sent(WHOLE + b" " * (1_000_000 + i), 413, "1,000,000 bytes"),
+    "type": lambda i: sent(
+        WHOLE,
+        415,
+        "expected application/json",
+        headers={
+            "Content-Type": [
+                "text/plain",
+                "",
+                "application/x-www-form-urlencoded",
+                "json",
+                "a/b",
+                "multipart/form-data",
+                "application/json; charset=latin-1",
+                "*/*",
+                "application/jsonl",
+                "text/json",
+            ][i]
+        },
+    ),
+    "encoding": lambda i: sent(
+        WHOLE,
+        415,
+        "Content-Encoding: expected none",
+        headers={"Content-Encoding": ["gzip", "br", "deflate", "zstd", "x"][i % 5]},
+    ),
+    "method": lambda i: (
+        {
+            "method": ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"][i % 5],
+            "url": ["/predict", "/respond"][i // 5],
+        },
+        405,
+        "expected POST",
+    ),
+    "path": lambda i: sent(WHOLE, 404, "no such path", url=f"/{'predict/' * (i + 1)}x"),
+    "host": lambda i: sent(
+        WHOLE, 400, "Host: expected", headers={"Host": f"elsewhere{i}.example:80"}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_requests_are_refused_with_a_reason_and_the_next_one_is_answered(client, kind):
+    for i in range(10):
+        request, status, reason = MALFORMED[kind](i)
+        headers = {"Content-Type": "application/json"} | request.pop("headers", {})
+        request = {"method": "POST", "url": "/predict", "headers": headers} | request
+        answer = client.request(**request)
+        assert (answer.status_code, kind) == (status, kind), answer.text
+        found = answer.json()
+        assert reason in found["reason"]
+        assert len(found["reason"]) < 400
+        if status == 422:
+            assert found["reason"].startswith(found["place"])
+        good = client.post("/predict", json=talk("We won!"))
+        assert good.json()["utterances"][0]["emotion"] == "joy"
+
+
+def test_bodies_of_unknown_length_are_limited_too(client):
+    chunks = (b" " * 100_000 for _ in range(100))
+    headers = {"Content-Type": "application/json"}
+    assert client.post("/predict", content=chunks, headers=headers).status_code == 413
+
+
+def test_what_the_model_refuses(client):
+    answer = client.post("/predict", json=talk("This is too long."))
+    assert answer.status_code == 422
+    assert answer.json()["reason"] == "the conversation is too long for this model; split it"
+
+
+def test_a_fault_is_told_and_logged_without_what_was_said(client, caplog):
+    caplog.set_level(logging.DEBUG)
+    answer = client.post("/predict", json=talk("Break a secret."))
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    client.post("/predict", json=talk("A secret we won."))
+    client.post("/predict", json={"utterances": "a secret"})
+    client.get("/a-secret")
+    logged = [r for r in caplog.records if r.name.startswith(("erc_jax", "uvicorn", "asyncio"))]
+    text = "\n".join(logging.Formatter().format(record) for record in logged)
+    assert "RuntimeError at stand_in.py" in text
+    assert "POST /predict 200" in text
+    assert "GET (another path) 404" in text
+    assert "secret" not in text
+
+
+# Many at a time.
+
+
+def asked_together(client, dialogues):
+    """Sends each in a request of its own while the model waits; returns the answers."""
+    with ThreadPoolExecutor(len(dialogues)) as pool:
+        asked = [pool.submit(client.post, "/predict", json=dialogue) for dialogue in dialogues]
+        wait_until(lambda: client.get("/health").json()["requests_now"] == 1 + len(dialogues))
+        client.model.go_on.set()
+        return [of_one.result() for of_one in asked]
+
+
+@pytest.fixture
+def busy():
+    """A client of a server whose model waits, in the middle of a request, for ``model.go_on``."""
+    model = StandIn()
+    with serving(model, requests=9, requests_of_one=9) as client, ThreadPoolExecutor(1) as pool:
+        client.model = model
+        first = pool.submit(client.post, "/predict", json=talk("Hold on.", id="first"))
+        wait_until(lambda: model.calls)
+        yield client
+        model.go_on.set()
+        assert first.result().status_code == 200
+
+
+def test_requests_that_come_together_are_one_call(busy):
+    dialogues = [talk("We won!" if i % 2 else "a", id=f"d{i}") for i in range(5)]
+    answers = asked_together(busy, dialogues)
+    assert [answer.json()["id"] for answer in answers] == [d["id"] for d in dialogues]
+    emotions = [answer.json()["utterances"][0]["emotion"] for answer in answers]
+    assert emotions == ["neutral", "joy"] * 2 + ["neutral"]
+    first, together = busy.model.calls
+    assert (first, sorted(together)) == (["first"], [d["id"] for d in dialogues])
+
+
+def test_a_call_has_its_limit():
+    model = StandIn()
+    with serving(model, utterances_together=2) as client, ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(client.post, "/predict", json=talk("Hold on."))]
+        wait_until(lambda: model.calls)
+        asked += [pool.submit(client.post, "/predict", json=talk("a")) for _ in range(5)]
+        wait_until(lambda: client.get("/health").json()["requests_now"] == 6)
+        model.go_on.set()
+        assert {of_one.result().status_code for of_one in asked} == {200}
+    assert [len(call) for call in model.calls] == [1, 2, 2, 1]
+
+
+def test_one_request_does_not_spoil_the_others(busy):
+    dialogues = [talk("a"), talk("Break."), talk("too long"), talk("b")]
+    statuses = [answer.status_code for answer in asked_together(busy, dialogues)]
+    assert statuses == [200, 500, 422, 200]
+
+
+def test_too_many_of_one_client_and_in_all():
+    model = StandIn()
+    for limit, status in (("requests_of_one", 429), ("requests", 503)):
+        model.go_on.clear()
+        model.calls.clear()
+        with serving(model, **{limit: 1}) as client, ThreadPoolExecutor(1) as pool:
+            first = pool.submit(client.post, "/predict", json=talk("Hold on."))
+            wait_until(lambda: model.calls)
+            refused = client.post("/predict", json=talk("a"))
+            assert refused.status_code == status
+            assert refused.headers["retry-after"] == "1"
+            assert "reason" in refused.json()
+            assert client.get("/health").status_code == 200
+            model.go_on.set()
+            assert first.result().status_code == 200
+            assert client.post("/predict", json=talk("a")).status_code == 200
+
+
+def test_who_waits_too_long_is_told_and_is_not_worked_on():
+    model = StandIn()
+    with serving(model, answer_seconds=0.1) as client:
+        for name in ("first", "second"):
+            late = client.post("/predict", json=talk("Hold on.", id=name))
+            assert late.status_code == 503
+            assert "no answer within 0.1 s" in late.json()["reason"]
+        model.go_on.set()
+        assert client.post("/predict", json=talk("a", id="third")).status_code == 200
+    assert model.calls == [["first"], ["third"]]
+
+
+def test_a_body_that_never_comes_is_not_waited_for():
+    async def ask():
+        sent_back = []
+
+        async def receive():
+            await asyncio.sleep(20)
+
+        async def send(message):
+            sent_back.append(message)
+
+        app = make_app(StandIn(), limits=Limits(reading_seconds=0.05))
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+        scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "root_path": ""}
+        await app(scope, receive, send)
+        return sent_back
+
+    start, body = asyncio.run(ask())
+    assert start["status"] == 408
+    assert "found 0 bytes" in json.loads(body["body"])["reason"]
+
+
+# Sockets.
+
+
+def test_connections_that_ask_nothing_are_closed(monkeypatch):
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.3)
+    with listening(StandIn()) as port:
+        url = f"{HOST}:{port}/predict"
+        with contextlib.ExitStack() as stack:
+            slow = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+                for _ in range(30)
+            ]
+            for number, one in enumerate(slow):
+                one.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"[: number % 30])
+            assert httpx2.post(url, json=talk("We won!")).status_code == 200
+            assert [one.recv(100) for one in slow] == [b""] * 30
+        garbage = socket.create_connection(("127.0.0.1", port), timeout=10)
+        with garbage:
+            garbage.sendall(b"\x16\x03\x01" + bytes(range(256)) + b"\r\n\r\n")
+            assert garbage.recv(100).startswith(b"HTTP/1.1 400")
+        assert httpx2.post(url, json=talk("We won!")).status_code == 200
+
+
+def test_a_request_that_takes_longer_than_a_head_may_is_answered(monkeypatch):
+    monkeypatch.setattr(http, "HEAD_SECONDS", 0.1)
+    with listening(StandIn(seconds=0.3)) as port, httpx2.Client() as client:
+        for _ in range(2):  # over one connection
+            answer = client.post(f"{HOST}:{port}/predict", json=talk("We won!"))
+            assert answer.status_code == 200
+
+
+def test_sigterm_finishes_what_has_begun():
+    command = [sys.executable, "-m", "tests.stand_in"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+            with ThreadPoolExecutor(1) as pool:
+                wait_until(lambda: answers(url))
+                asked = pool.submit(httpx2.post, f"{url}/predict", json=talk("We won!"))
+                wait_until(lambda: httpx2.get(f"{url}/health").json()["requests_now"])
+                process.send_signal(signal.SIGTERM)
+                assert asked.result().status_code == 200
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/health")
+
+
+def answers(url):
+    try:
+        return httpx2.get(f"{url}/health").status_code == 200
+    except httpx2.ConnectError:
+        return False
+
+
+# The command line.
+
+
+def test_what_is_wrong_with_the_command_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # what main sets is put back
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    arguments = ["--workdir", str(tmp_path)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=rf"port {port} \(Address already in use\)"):
+            main([*arguments, "--port", port])
+    with pytest.raises(SystemExit, match="expected a number from 0 to 65535"):
+        main([*arguments, "--port", "99999"])
+    with pytest.raises(SystemExit, match=str(tmp_path)):
+        main([*arguments, "--port", "0"])
+    monkeypatch.delitem(sys.modules, "erc_jax.serve.app")
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(SystemExit, match=r"pip install 'erc-jax\[serve\]'"):
+        main(arguments)
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_served(place):
+    from erc_jax import Recognizer
+    from erc_jax.serve.__main__ import load
+    from erc_jax.train import train
+    from tests.tiny import EMOTION_ONLY, QUESTION, tiny_config
+
+    train(tiny_config(place, train__epochs=1, **EMOTION_ONLY), place / "run")
+    recognizer, responder, about = load(place / "run", None, None)
+    assert responder is None
+    assert about["labels"] == ["calm", "happy", "sad"]
+    assert about["polarity"] == {"calm": "neutral", "happy": "positive", "sad": "negative"}
+    assert (about["system"], about["encoder"]) == ("mtl_erc_es", "encoder")
+    expected = Recognizer.from_pretrained(place / "run").predict(QUESTION)
+    app = make_app(recognizer, responder, about)
+    with TestClient(app, base_url=HOST) as client:
+        assert client.post("/predict", json=QUESTION).json() == json.loads(json.dumps(expected))
+        assert client.get("/health").json()["responder"] is None
+
+
+# The page.
+
+
+@pytest.fixture
+def browser():
+    """Chromium without a window, 1280 pixels wide."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = (
+        shutil.which("chromium") or shutil.which("google-chrome"),
+        shutil.which("chromedriver"),
+    )
+    if None in programs:
+        pytest.skip("no browser: install Debian's packages chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in ("headless=new", "disable-dev-shm-usage", "disable-gpu"):
+        options.add_argument(f"--{argument}")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # Chromium does not start as root with it
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(browser, tmp_path):
+    """Screenshots go to the folder in $ERC_JAX_SCREENSHOTS, if it is given."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    screenshots = Path(os.environ.get("ERC_JAX_SCREENSHOTS", tmp_path))
+    screenshots.mkdir(parents=True, exist_ok=True)
+
+    def find(css):
+        return browser.find_element(By.CSS_SELECTOR, css)
+
+    def texts(css):
+        return [e.get_attribute("textContent") for e in browser.find_elements(By.CSS_SELECTOR, css)]
+
+    def until(condition):
+        WebDriverWait(browser, 10).until(lambda _: condition())
+
+    def resize(width, dark=False):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def label(text):
+        find("#clear").click()
+        find("#text").send_keys(text, Keys.CONTROL, Keys.ENTER)
+
+    def shoot(name):
+        """The whole page, in which nothing may be wider than the window."""
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert browser.execute_script(wide) == 0
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        (screenshots / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+    with listening(StandIn()) as port:
+        resize(1280)
+        browser.get(f"{HOST}:{port}/")
+        until(lambda: "stand_in" in find("#model").text)
+        shoot("empty-1280")
+
+        # A conversation is labelled, by the keyboard alone; hover and focus show probabilities.
+        label("Ann: We won!\nBo: Oh: that's nice.\n\nAnn: I lost the cup.")
+        until(lambda: texts(".emotion") == ["joy 70%", "neutral 70%", "sadness 70%"])
+        assert texts(".said") == ["Ann: We won!", "Bo: Oh: that's nice.", "Ann: I lost the cup."]
+        assert texts(".more") == ["shift ↓ negative", "shift ↓ negative"]
+        assert len(browser.find_elements(By.CSS_SELECTOR, ".curve circle")) == 3
+        chances = find(".turn:nth-child(1) .chances")
+        assert not chances.is_displayed()
+        browser.execute_script("document.querySelector('.emotion').focus()")
+        assert chances.is_displayed()
+        assert chances.text.split("\n")[:2] == ["joy", "70%"]
+        find(".emotion").send_keys(Keys.ESCAPE)
+        assert not chances.is_displayed()
+
+        # It goes on, and an earlier label changes.
+        find("#speaker").send_keys("Bo")
+        find("#said").send_keys("Just kidding.", Keys.ENTER)
+        until(lambda: texts(".changed") == ["was joy"])
+        assert texts(".emotion")[0] == "surprise 70%"
+        assert "1 earlier label has changed" in find("#status").text
+
+        find(".ask-reply").click()
+        until(lambda: texts(".reply") == ["Tell me more: Just kidding."])
+
+        browser.execute_cdp_cmd(
+            "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+        )
+        find("#download").click()
+        until(lambda: (tmp_path / "labelled.jsonl").is_file())
+        (record,) = map(json.loads, (tmp_path / "labelled.jsonl").read_text().splitlines())
+        assert [u["emotion"] for u in record["utterances"]][:2] == ["surprise", "neutral"]
+
+        # Mistakes are told in words: the page's own, the server's, the model's.
+        for text, reason in (
+            ("Ann: a\nnobody said this", "Line 2: expected a name, a colon"),
+            ('{"id": "d"}', "“utterances”: is missing"),
+            ('{"utterances": [\n', "is not JSON"),
+            ("Ann: This is too long.", "too long for this model"),
+        ):
+            label(text)
+            until(lambda reason=reason: reason in find("#error").text)
+        browser.execute_script("document.querySelector('#text').value += 'b'.repeat(5001)")
+        find("#label").click()
+        until(lambda: "Turn 1, line 1, “text”: expected at most 5000" in find("#error").text)
+        shoot("error-1280")
+
+        # What is typed is text, wherever it comes from and goes to.
+        evil = "<img src=x onerror=document.title='evil'>"
+        line = json.dumps(talk(f"We won! {evil}", "lost", id=evil) | {"x": evil})
+        label(f"{line}\n{line}".replace('"A"', json.dumps(evil)))
+        until(lambda: len(texts(".emotion")) == 4)
+        assert evil in texts(".talk h2")[0]
+        assert texts(".said")[0] == f"{evil}: We won! {evil}"
+        assert not browser.find_elements(By.CSS_SELECTOR, "img")
+        assert browser.title == "Emotions in a conversation"
+
+        # A long one, on a wide and a narrow screen, light and dark.
+        find("#clear").click()
+        find("#example").click()
+        until(lambda: len(texts(".emotion")) == 8)
+        for width in (1280, 390):
+            for dark in (False, True):
+                resize(width, dark)
+                shoot(f"labelled-{width}{'-dark' if dark else ''}")
+
+    find("#label").click()
+    until(lambda: "cannot be reached" in find("#error").text)
+    complaints = [entry for entry in browser.get_log("browser") if "Security" in entry["message"]]
+    assert complaints == []
