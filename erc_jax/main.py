@@ -5,6 +5,8 @@ python -m erc_jax.main --workdir runs/meld --mode evaluate --split test
 python -m erc_jax.main --workdir runs/meld --mode predict --input talk.jsonl --output labelled.jsonl
 python -m erc_jax.main --workdir runs/reply --mode respond --input talk.jsonl --output replies.jsonl
 python -m erc_jax.main --workdir runs/meld --mode figures
+python -m erc_jax.main --workdir runs/meld --mode report
+python -m erc_jax.main --mode compare runs/a runs/b runs/c --output compare.html
 python -m erc_jax.main --mode annotate --config configs/meld.py:fmerl --annotator lexicon \
     --lexicon Ratings_Warriner_et_al.csv --output annotations/meld
 """
@@ -37,11 +39,17 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: all that it 
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "respond", "few_shot", "figures", "annotate"],
+    [
+        *("train", "evaluate", "predict", "respond", "few_shot", "figures", "report", "compare"),
+        "annotate",
+    ],
     "What to do.",
 )
 _SPLIT = flags.DEFINE_enum(
-    "split", "test", ["train", "validation", "test"], "evaluate, few_shot: the split to score."
+    "split",
+    "test",
+    ["train", "validation", "test"],
+    "evaluate, few_shot: the split to score. compare: the one to compare on.",
 )
 _INPUT = flags.DEFINE_string(
     "input",
@@ -72,8 +80,8 @@ _ENCODER = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "predict, respond: file for the JSON lines. evaluate --input: for the scores. annotate: a "
-    "folder.",
+    "predict, respond: file for the JSON lines. evaluate --input: for the scores. compare: for "
+    "the page. annotate: a folder.",
 )
 _ANNOTATOR = flags.DEFINE_enum(
     "annotator", None, ["lexicon", "llm"], "annotate: word norms, or a chat model."
@@ -268,6 +276,27 @@ def _figures(workdir: Path) -> None:
         print(path)
 
 
+def _report(workdir: Path) -> None:
+    from erc_jax.report import write_report
+
+    print(write_report(workdir))
+
+
+def _compare(workdirs: Sequence[str]) -> None:
+    from erc_jax.compare import compare, write_comparison
+    from erc_jax.show import show_comparison
+
+    if _WORKDIR.value:
+        raise UserError(
+            "--mode compare takes its workdirs without a flag: --mode compare runs/a runs/b"
+        )
+    comparison = compare([Path(workdir) for workdir in workdirs], _SPLIT.value)
+    show_comparison(comparison)
+    if _OUTPUT.value:
+        write_comparison(comparison, Path(_OUTPUT.value))
+        print(_OUTPUT.value)
+
+
 def _annotate() -> None:
     from erc_jax.annotate import MAX_TOKENS, annotate
 
@@ -313,6 +342,7 @@ MODES: dict[str, Callable[[Path], None]] = {
     "respond": _respond,
     "few_shot": _few_shot,
     "figures": _figures,
+    "report": _report,
 }
 
 
@@ -321,13 +351,16 @@ def main(argv: Sequence[str]) -> None:
     keep_freed_memory()
     quiet_logs()
     try:
-        if len(argv) > 1:
+        if len(argv) > 1 and _MODE.value != "compare":
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
         for name, modes in _MODES_OF_FLAGS.items():
             if flags.FLAGS[name].present and _MODE.value not in modes:
                 raise UserError(f"--{name} is for --mode {' or '.join(modes)}, not {_MODE.value}")
         if _MODE.value == "annotate":
             _annotate()
+            return
+        if _MODE.value == "compare":
+            _compare(argv[1:])
             return
         if not _WORKDIR.value:
             raise UserError("--workdir is missing: the folder of the run, such as runs/meld")

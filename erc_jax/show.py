@@ -7,14 +7,22 @@ plain string for markup.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-SENTIMENT_STYLES = {"negative": "red", "neutral": "dim", "positive": "green"}
+from erc_jax.drawing import COLOURS
+
+if TYPE_CHECKING:
+    from erc_jax.compare import Comparison
+
+# Black, the last, is not seen on a dark terminal.
+EMOTION_STYLES = tuple(f"bold {colour}" for colour in COLOURS[:-1])
+NEUTRAL_NAMES = ("neutral", "no emotion")  # the corpora's; uncoloured, so that the others stand out
+SHIFT_STYLES = {"negative": "#D55E00", "positive": "#56B4E9"}
 SHIFT_ARROWS = {
     "strong_negative": "⇊",
     "negative": "↓",
@@ -34,6 +42,8 @@ HEADLINES = {
 def show_conversation(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints a labelled conversation: who said what, its emotion and how the mood shifts.
 
+    An emotion has its colour, of a palette that colour-blind readers tell apart, and its name.
+
     Args:
       record: a line of what ``predict`` writes.
       console: where to; standard output by default, plain when that is not a terminal.
@@ -45,7 +55,7 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
     table.add_column("Speaker", no_wrap=True)
     table.add_column("Utterance", ratio=1)
     table.add_column("Emotion", no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("Conf.", justify="right", no_wrap=True)
     if has_shift:
         table.add_column("Shift", justify="center", no_wrap=True)
         table.add_column("Own", justify="center", no_wrap=True)
@@ -54,12 +64,11 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
         cells: list[str | Text] = [
             Text(utterance["speaker"]),
             Text(utterance["text"]),
-            Text(emotion, SENTIMENT_STYLES.get(utterance.get("sentiment", ""), "")),
+            Text(emotion, _emotion_style(emotion, list(utterance["probabilities"]))),
             f"{utterance['probabilities'][emotion]:.0%}",
         ]
         if has_shift:
-            shift = utterance["shift"]
-            cells += [SHIFT_ARROWS.get(shift[level], "") for level in ("global", "speaker")]
+            cells += [_arrow(utterance["shift"][level]) for level in ("global", "speaker")]
         table.add_row(*cells)
     console = console or Console()
     console.print(table)
@@ -68,6 +77,19 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
         console.print(
             f"Shift: from the previous utterance; own: from the speaker's previous one.  {arrows}"
         )
+
+
+def _emotion_style(emotion: str, emotions: Sequence[str]) -> str:
+    """A colour of its own for each emotion, as far as there are as many."""
+    if emotion in NEUTRAL_NAMES or emotion not in emotions:
+        return ""
+    named = [name for name in emotions if name not in NEUTRAL_NAMES]
+    return EMOTION_STYLES[named.index(emotion) % len(EMOTION_STYLES)]
+
+
+def _arrow(shift: str | None) -> Text:
+    direction = (shift or "").removeprefix("strong_")
+    return Text(SHIFT_ARROWS.get(shift or "", ""), SHIFT_STYLES.get(direction, ""))
 
 
 def show_reply(record: Mapping[str, Any], console: Console | None = None) -> None:
@@ -184,6 +206,45 @@ def show_sweep(rows: Sequence[Mapping[str, Any]], console: Console | None = None
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     (console or Console()).print(table)
+
+
+def show_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints runs side by side, and by how much every two of them differ.
+
+    Args:
+      comparison: of the runs.
+      console: where to; standard output by default.
+    """
+    from erc_jax.compare import pair_rows, score_rows
+
+    console = console or Console()
+    for letter, run in comparison.runs.items():
+        console.print(Text(f"{letter}  {run.workdir}"))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(Text(f"{comparison.corpus}, {comparison.split}"), no_wrap=True)
+    for letter in comparison.runs:
+        table.add_column(letter, justify="right", no_wrap=True)
+    for row in score_rows(comparison):
+        table.add_row(*row)
+    console.print(table)
+    for pair in comparison.pairs:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column(f"{pair.second} less {pair.first}", no_wrap=True)
+        for name in ("difference", "95% interval"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in pair_rows(pair, comparison.shown_scores):
+            table.add_row(*map(Text, row))  # brackets are no markup
+        console.print(table)
+        corrected = f", corrected {pair.p_holm:.2g}" if len(comparison.pairs) > 1 else ""
+        console.print(
+            f"McNemar: only {pair.second} right {pair.only_second:,}, only {pair.first} right "
+            f"{pair.only_first:,}; p {pair.p:.2g}{corrected}"
+        )
+    seeds = ", ".join(f"{letter} {run.predicting}" for letter, run in comparison.runs.items())
+    console.print(
+        "In percent, of all seeds; intervals by a paired bootstrap over dialogues and seeds. "
+        f"McNemar's test takes the seeds that predict: {seeds}."
+    )
 
 
 def _score(scores: Mapping[str, Any], name: str, digits: int = 4) -> str:

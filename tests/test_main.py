@@ -57,7 +57,7 @@ def trained(monkeypatch):
         (
             "--mode=label",
             "flag --mode=label: value should be one of "
-            "<train|evaluate|predict|respond|few_shot|figures|annotate>",
+            "<train|evaluate|predict|respond|few_shot|figures|report|compare|annotate>",
         ),
         ("--config quickstart extra", "unexpected arguments: extra"),
         ("--config quickstart", "--workdir is missing"),

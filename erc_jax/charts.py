@@ -1,0 +1,341 @@
+"""Small charts as inline SVG, for pages without scripts.
+
+All are drawn 360 units wide, the width of a phone, so that their texts are as large as the page's
+there; a page sets wide ones side by side. Colours come from the page's style (``--c0`` and on), so
+that they suit a light and a dark background; nothing is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH = 360
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40  # margins, in which ticks and labels stand
+
+
+def _svg(title: str, description: str, height: float, parts: Sequence[Markup]) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 {} {:.0f}" role="img" xmlns="http://www.w3.org/2000/svg">'
+        "<title>{}</title><desc>{}</desc>{}</svg>"
+    ).format(WIDTH, height, title, description, Markup("").join(parts))
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", extra: str = "") -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" {}>{}</text>').format(
+        x, y, anchor, Markup(extra), text
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str = "grid") -> Markup:
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
+        x1, y1, x2, y2, style
+    )
+
+
+def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round numbers between two, about so many of them."""
+    step = 10.0 ** math.floor(math.log10((high - low) / wanted))
+    step *= min((1, 2, 5, 10), key=lambda by: abs((high - low) / (step * by) - wanted))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 10) for number in range(first, last + 1)]
+
+
+class _Axes:
+    """A frame with ticks and names; places of data in it."""
+
+    def __init__(
+        self,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        names: tuple[str, str],
+        height: float = 230,
+    ):
+        self._x, self._y, self.height = x, y, height
+        self.bottom = height - BOTTOM
+        self.parts: list[Markup] = []
+        for tick in ticks(*y):
+            place = self.y(tick)
+            self.parts += [
+                _line(LEFT, place, WIDTH - RIGHT, place),
+                _text(LEFT - 5, place + 4, f"{tick:,g}", "end"),
+            ]
+        for tick in ticks(*x):
+            self.parts.append(_text(self.x(tick), self.bottom + 15, f"{tick:,g}"))
+        self.parts.append(_line(LEFT, self.bottom, WIDTH - RIGHT, self.bottom, "axis"))
+        middle = (TOP + self.bottom) / 2
+        self.parts += [
+            _text((LEFT + WIDTH - RIGHT) / 2, height - 6, names[0]),
+            _text(11, middle, names[1], extra=f'transform="rotate(-90 11 {middle:.0f})"'),
+        ]
+
+    def x(self, value: float) -> float:
+        low, high = self._x
+        return LEFT + (value - low) / (high - low) * (WIDTH - RIGHT - LEFT)
+
+    def y(self, value: float) -> float:
+        low, high = self._y
+        return self.bottom - (value - low) / (high - low) * (self.bottom - TOP)
+
+
+def _span(values: Sequence[float], margin: float = 0.05) -> tuple[float, float]:
+    """Limits of an axis."""
+    low, high = min(values), max(values)
+    room = margin * (high - low) or 0.5 * abs(high) or 1.0
+    return low - room, high + room
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Points in a line; the main one is drawn strongly, its ``mark`` as a dot."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    main: bool = True
+    mark: float | None = None  # the x of a point
+
+
+MAX_POINTS = 200  # of a curve: more than a screen shows
+
+
+def curves(title: str, description: str, lines: Sequence[Curve], names: tuple[str, str]) -> Markup:
+    """A chart of lines.
+
+    Args:
+      title: of the chart.
+      description: what a reader who cannot see it is told.
+      lines: with at least one point in all.
+      names: of the axes.
+    """
+    finite = [point for line in lines for point in line.points if np.isfinite(point).all()]
+    axes = _Axes(_span([x for x, _ in finite], 0.02), _span([y for _, y in finite]), names)
+    parts = axes.parts
+    for line in sorted(lines, key=lambda line: line.main):  # the main one on top
+        points = [point for point in line.points if np.isfinite(point).all()]
+        thinned = points[:: -(-len(points) // MAX_POINTS) or 1]
+        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in thinned)
+        style = "main" if line.main else "other"
+        parts.append(
+            Markup('<polyline points="{}" class="{}"><title>{}</title></polyline>').format(
+                path, style, line.name
+            )
+        )
+        for x, y in points if line.mark is not None else ():
+            if x == line.mark:
+                parts.append(
+                    Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="mark"/>').format(
+                        axes.x(x), axes.y(y)
+                    )
+                )
+    return _svg(title, description, axes.height, parts)
+
+
+def reliability(title: str, description: str, bins: Sequence[tuple[int, float, float]]) -> Markup:
+    """How often predictions of a confidence are right, and how many there are of each.
+
+    Args:
+      title: of the chart.
+      description: in words.
+      bins: number of predictions, mean confidence, share that is right, of equally wide bins of
+        [0, 1].
+    """
+    axes = _Axes((0, 1), (0, 1), ("confidence", "share that is right"))
+    width = 1 / len(bins)
+    total = max(sum(count for count, _, _ in bins), 1)
+    parts = axes.parts
+    for number, (count, confidence, right) in enumerate(bins):
+        if not count:
+            continue
+        left = axes.x(number * width) + 1.5
+        parts.append(
+            Markup(
+                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="bar" '
+                'fill-opacity="{:.2f}"><title>{:,} utterances, mean confidence {:.1%}, right '
+                "{:.1%}</title></rect>"
+            ).format(
+                left,
+                axes.y(right),
+                axes.x((number + 1) * width) - 1.5 - left,
+                axes.bottom - axes.y(right),
+                0.25 + 0.6 * min(4 * count / total, 1),  # bins of few utterances are pale
+                count,
+                confidence,
+                right,
+            )
+        )
+        parts.append(
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3.5" class="mark"/>').format(
+                axes.x(confidence), axes.y(right)
+            )
+        )
+    parts.append(_line(axes.x(0), axes.y(0), axes.x(1), axes.y(1), "ideal"))
+    return _svg(title, description, axes.height, parts)
+
+
+TURNS = 28  # in a line of a timeline; more would not be told apart on a phone
+
+
+def timeline(
+    title: str,
+    description: str,
+    true: Sequence[str | None],
+    predicted: Sequence[str | None],
+    emotions: Sequence[str],
+) -> Markup:
+    """A dialogue's emotions, turn by turn: rings are true ones, dots predicted ones.
+
+    A long dialogue goes on in further lines.
+
+    Args:
+      title: of the chart.
+      description: in words.
+      true: of each turn, at least one.
+      predicted: of each turn.
+      emotions: all classes; those that do not occur get no row.
+    """
+    rows = [name for name in emotions if name in {*true, *predicted}]
+    left, row_height = 92, 22
+    height = row_height * len(rows) + 22
+    step = (WIDTH - RIGHT - left) / min(len(true), TURNS)
+    radius = min(5.5, 0.4 * step)
+    parts = []
+    for start in range(0, len(true), TURNS):
+        top = 8 + height * (start // TURNS)
+        n_turns = len(true[start : start + TURNS])
+        y_of = {name: top + row_height * (number + 0.5) for number, name in enumerate(rows)}
+        x_of = [left + step * (place + 0.5) for place in range(n_turns)]
+        for name, y in y_of.items():
+            shown = name if len(name) <= 13 else name[:12] + "…"
+            parts += [_line(left, y, WIDTH - RIGHT, y), _text(left - 6, y + 4, shown, "end")]
+        path = [
+            f"{x:.1f},{y_of[emotion]:.1f}"
+            for x, emotion in zip(x_of, predicted[start:], strict=False)
+            if emotion
+        ]
+        parts.append(Markup('<polyline points="{}" class="thread"/>').format(" ".join(path)))
+        for kind, of_turns, size in (("ring", true, radius + 1), ("dot", predicted, radius - 1)):
+            for x, emotion in zip(x_of, of_turns[start:], strict=False):
+                if emotion:
+                    colour = colour_number(emotions.index(emotion))
+                    parts.append(
+                        Markup(
+                            '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="{} e{}"/>'
+                        ).format(x, y_of[emotion], size, kind, colour)
+                    )
+        for place in sorted({0, n_turns // 2, n_turns - 1}):
+            bottom = top + row_height * len(rows)
+            parts.append(_text(x_of[place], bottom + 12, str(start + place + 1)))
+    bottom = 8 + height * -(-len(true) // TURNS)
+    parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 8, "turn"))
+    return _svg(title, description, bottom + 14, parts)
+
+
+N_COLOURS = 6
+
+
+def colour_number(emotion: int) -> int:
+    """Which of the page's colours an emotion has; they come again where there are many."""
+    return emotion % N_COLOURS
+
+
+def plane(
+    title: str,
+    description: str,
+    means: Mapping[str, tuple[float, float]],
+    rated: Mapping[str, tuple[float, float]],
+    names: tuple[str, str],
+    numbers: Mapping[str, int],
+) -> Markup:
+    """Mean predicted ratings of each emotion in a plane, with a line to the mean of its ratings.
+
+    Args:
+      title: of the chart.
+      description: in words.
+      means: emotion to its place, at least one.
+      rated: likewise, a cross, where there are ratings.
+      names: of the axes.
+      numbers: emotion to its class.
+    """
+    places = [*means.values(), *rated.values()]
+    spans = (_span([x for x, _ in places], 0.15), _span([y for _, y in places], 0.12))
+    axes = _Axes(*spans, names, height=300)
+    parts = axes.parts
+    labels: list[tuple[float, tuple[float, float]]] = []
+    for name, (x, y) in sorted(means.items(), key=lambda item: -item[1][1]):
+        px, py = axes.x(x), axes.y(y)
+        colour = colour_number(numbers[name])
+        if name in rated:
+            rx, ry = axes.x(rated[name][0]), axes.y(rated[name][1])
+            parts.append(_line(px, py, rx, ry, f"link e{colour}"))
+            parts += [
+                _line(rx - 4, ry - 4, rx + 4, ry + 4, f"cross e{colour}"),
+                _line(rx - 4, ry + 4, rx + 4, ry - 4, f"cross e{colour}"),
+            ]
+        parts.append(
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="dot e{}"/>').format(px, py, colour)
+        )
+        right = px < 0.72 * WIDTH
+        lx, ly = px + (9 if right else -9), py + 4
+        width = 6.8 * len(name)
+        span = (lx, lx + width) if right else (lx - width, lx)
+        # From top to bottom each name goes below those that it would cover.
+        while any(abs(ly - other) < 12 for other, (a, b) in labels if span[0] < b and a < span[1]):
+            ly += 2
+        labels.append((ly, span))
+        parts.append(_text(lx, ly, name, "start" if right else "end", 'class="halo"'))
+    return _svg(title, description, axes.height, parts)
+
+
+def intervals(
+    title: str,
+    description: str,
+    rows: Sequence[tuple[str, float, float, float]],
+    name: str,
+) -> Markup:
+    """A row for each: a dot with its interval.
+
+    Args:
+      title: of the chart.
+      description: in words.
+      rows: name, value, lower and upper end.
+      name: of the axis.
+    """
+    low = min(min(row[1:]) for row in rows)
+    high = max(max(row[1:]) for row in rows)
+    low, high = _span([low, high])
+    height, left = 26 * len(rows) + 48, 60
+    bottom = height - 40
+
+    def place(value: float) -> float:
+        return left + (value - low) / (high - low) * (WIDTH - RIGHT - left)
+
+    parts = []
+    for tick in ticks(low, high):
+        parts += [
+            _line(place(tick), 4, place(tick), bottom),
+            _text(place(tick), bottom + 15, f"{tick:g}"),
+        ]
+    for number, (label, value, lower, upper) in enumerate(rows):
+        y = 4 + 26 * (number + 0.5)
+        parts += [
+            _text(left - 8, y + 4, label, "end"),
+            _line(place(lower), y, place(upper), y, "whisker"),
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="mark">{}</circle>').format(
+                place(value),
+                y,
+                Markup("<title>{}: {:.2f}, {:.2f} to {:.2f}</title>").format(
+                    label, value, lower, upper
+                ),
+            ),
+        ]
+    parts.append(_text((left + WIDTH - RIGHT) / 2, height - 6, name))
+    return _svg(title, description, height, parts)
+
+
+def shade(share: float) -> Markup:
+    """A cell's background: the stronger, the larger the share; texts on it stay legible."""
+    return escape(f"background:rgba(0,114,178,{0.6 * share:.2f})")
