@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from erc_jax import metrics
+from erc_jax import metrics, published
+from erc_jax.compare import seed_counts
 from erc_jax.config import load_config
 from erc_jax.data.dialogue import VAD
+from erc_jax.finished import read_run
 from erc_jax.workdir import best_meta, seed_folders
-
-sys.path.insert(0, str(Path(__file__).parent))
-from compare import counts
 
 MOSI = {"mosi": "all three", "mosi-text": "text", "mosi-audio": "audio", "mosi-visual": "visual"}
 ALL_THREE = {
@@ -27,17 +26,17 @@ ALL_THREE = {
     "all-three-text-visual": "text, visual",
     "all-three-audio-visual": "audio, visual",
 }
-# With ratings, without, and the paper's rows of Table 3: accuracy and weighted F1.
-RATED = {
-    "iemocap": ("with the VAD nets", "74.92 / 75.14"),
-    "iemocap-no-vad": ("without", "72.46 / 72.75"),
-    "meld": ("with the VAD nets", "67.66 / 66.78"),
-    "meld-no-vad": ("without", "67.09 / 65.87"),
+RATED = {  # with ratings and without, and the paper's accuracy and weighted F1
+    f"{corpus}{suffix}": (what, " / ".join(f"{value:.2f}" for value in row))
+    for corpus, rows in published.RATED.items()
+    for suffix, what, row in zip(
+        ("", "-no-vad"), ("with the VAD nets", "without"), rows, strict=True
+    )
 }
-# The paper's Table 2: accuracy and F1 on the unseen utterances alone, then on all.
+# The paper's accuracy and F1 on the unseen utterances alone, then on all.
 TABLE_2 = {
-    "iemocap-without-happy": "36.81 / 27.32, 58.38 / 57.30",
-    "meld-without-fear": "11.86 / 21.21, 61.38 / 60.30",
+    f"{corpus}-without-{unseen}": "{:.2f} / {:.2f}, {:.2f} / {:.2f}".format(*row)
+    for (corpus, unseen), row in published.HELD_OUT.items()
 }
 HELD_OUT = {
     f"{run}{form}": paper for run, paper in TABLE_2.items() for form in ("-phrase", "", "-name")
@@ -56,9 +55,9 @@ def main(runs: Path) -> None:
     }
     emotions = tuple(found["mosi"]["test"]["per_class"])
     for split in ("validation", "test"):
-        ours, _ = counts(runs / "mosi", split, emotions)
+        ours, _ = seed_counts(read_run(runs / "mosi"), split)
         for name, modality in list(MOSI.items())[1:]:
-            theirs, _ = counts(runs / name, split, emotions)
+            theirs, _ = seed_counts(read_run(runs / name), split)
             paired = metrics.paired_difference(ours, theirs, emotions, None)["weighted_f1"]
             low, high = (100 * end for end in paired["interval"])
             print(
@@ -126,7 +125,7 @@ def harmonic_interval(run: Path) -> tuple[list[float], int]:
     config = load_config(run)
     emotions = tuple(best_meta(run)["labels"]["emotions"])
     unseen = [emotions.index(name) for name in config.zero_shot.unseen.split(",")]
-    confusions, _ = counts(run, "test", emotions)
+    confusions, _ = seed_counts(read_run(run), "test")
     rng = np.random.default_rng(0)
     n_seeds, n_dialogues = confusions.shape[:2]
     assert n_seeds == len(seed_folders(config, run))

@@ -19,4 +19,5 @@ train isolated_lstm 3
 train sent_emo_context 10
 python -m erc_jax.main --workdir "$runs/dailydialog-sent_emo_context" --mode few_shot \
   --config emorynlp --config.data.source="$data/emorynlp" --ways 6 --shots 5
-python results/compare.py "$runs/dailydialog-sent_emo_context" "$runs/dailydialog-direct"
+python -m erc_jax.main --mode compare "$runs/dailydialog-direct" \
+  "$runs/dailydialog-sent_emo_context" --split validation

@@ -16,35 +16,23 @@ from erc_jax import metrics
 from erc_jax.config import load_config
 from erc_jax.data.corpora import load_corpus
 from erc_jax.data.labels import SHIFTS, previous_utterances, shift_ids
+from erc_jax.published import TABLE_4, TABLE_5, TABLE_6
 from erc_jax.systems.mtl_erc_es import LEVELS
 
-PAPER = {  # corpus: metric of metrics.json, the paper's Table 4
-    "meld": [("weighted_f1", 66.50)],
-    "emorynlp": [("weighted_f1", 39.46)],
-    "iemocap": [("weighted_f1", 68.68)],
-    "dailydialog": [("macro_f1", 53.06), ("micro_f1_no_neutral", 60.10)],
-}
-PAPER_ABLATION = {  # Table 5, weighted F1: iemocap, emorynlp
-    "": (68.68, 39.46),
-    "-without-shift": (68.05, 38.91),
-    "-without-sentiment": (68.01, 38.74),
-    "-without-both": (67.75, 38.88),
-}
-PAPER_SHIFT = {  # Table 6, F1 on IEMOCAP: global, speaker
-    "strong_negative": (76.47, 79.04),
-    "negative": (32.17, 21.19),
-    "none": (80.87, 86.12),
-    "positive": (34.57, 19.82),
-    "strong_positive": (47.37, 58.82),
+ABLATIONS = {  # the run's suffix: with shift, with sentiment
+    "": (True, True),
+    "-without-shift": (False, True),
+    "-without-sentiment": (True, False),
+    "-without-both": (False, False),
 }
 
 
 def main(runs: Path) -> None:
     print("| corpus | metric | validation | test | 95% interval (test) | paper |")
     print("|---|---|---|---|---|---|")
-    for corpus, columns in PAPER.items():
+    for corpus, columns in TABLE_4.items():
         content = read(runs / corpus)
-        for metric, paper in columns:
+        for metric, paper in columns.items():
             low, high = content["test"]["interval"][metric]
             print(
                 f"| {corpus} | {metric} | {score(content['validation'], metric)} "
@@ -54,7 +42,7 @@ def main(runs: Path) -> None:
     facts = read(runs / "meld")["run"]
     print(f"\nEncoder {facts['encoder']['name']} ({facts['encoder']['sha256'][:8]}), frozen;")
     print(f"seeds {facts['seeds']}; commit {facts['commit']}.")
-    for corpus in PAPER:
+    for corpus in TABLE_4:
         facts = read(runs / corpus)["run"]
         sizes = [split["utterances"] for split in facts["corpus"]["splits"].values()]
         print(
@@ -64,9 +52,9 @@ def main(runs: Path) -> None:
 
     print("\n| tasks | IEMOCAP validation | IEMOCAP test | paper | EmoryNLP validation |", end="")
     print(" EmoryNLP test | paper |\n|---|---|---|---|---|---|---|")
-    for suffix, paper in PAPER_ABLATION.items():
+    for suffix, tasks in ABLATIONS.items():
         cells = []
-        for corpus, value in zip(("iemocap", "emorynlp"), paper, strict=True):
+        for corpus, value in zip(("iemocap", "emorynlp"), TABLE_5[tasks], strict=True):
             content = read(runs / f"{corpus}{suffix}")
             cells += [score(content[split], "weighted_f1") for split in ("validation", "test")]
             cells.append(f"{value:.2f}")
@@ -83,7 +71,7 @@ def main(runs: Path) -> None:
                 for content in (ignored, counted)
             ]
             of_rule = f"{100 * rules[level]['per_class'][name]['f1']:.2f}"
-            paper = f"{PAPER_SHIFT[name][place]:.2f}"
+            paper = f"{TABLE_6[name][place]:.2f}"
             print(f"| {name} | {level} | {' | '.join([*cells, of_rule, paper])} |")
 
 
