@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from erc_jax.config import base_config, save_config
+from tests.fabricated import dialogues, make_run
 
 
 @pytest.fixture
@@ -148,3 +149,20 @@ def test_a_workdir_that_is_none(command, tmp_path):
     assert "talk.json: cannot be read" in command(
         "--workdir", str(tmp_path), "--mode", "predict", "--input", str(tmp_path / "talk.json")
     )
+
+
+def test_a_report_and_a_comparison(command, tmp_path, capsys):
+    """Runs are compared without --workdir; no other mode takes bare arguments."""
+    a = make_run(tmp_path / "a", {0: dialogues(1)})
+    b = make_run(tmp_path / "b", {0: dialogues(2)}, splits=("validation",))
+    assert command("--mode", "report", "--workdir", a) is None
+    assert capsys.readouterr().out == f"{a / 'report.html'}\n"
+    page = tmp_path / "compare.html"
+    compare = ("--mode", "compare", a, b, "--split", "validation")
+    assert command(*compare, "--output", page) is None
+    assert page.is_file()
+    assert "B less A" in capsys.readouterr().out
+    assert "the run was not scored on test" in command("--mode", "compare", a, b)
+    assert "takes its workdirs without a flag" in command(*compare, "--workdir", a)
+    assert "found 0" in command("--mode", "compare")
+    assert "unexpected arguments: b;" in command("--mode", "report", "--workdir", a, "b")

@@ -1,9 +1,13 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from erc_jax.show import show_conversation, show_scores
+from erc_jax.compare import compare
+from erc_jax.drawing import COLOURS
+from erc_jax.show import show_comparison, show_conversation, show_scores
+from tests.fabricated import dialogues, make_run
 
 
 def shown(show, content, width=100):
@@ -103,3 +107,70 @@ def test_scores_of_several_seeds():
     assert "0.7500 ± 0.0123" in text
     assert "interval" not in text
     assert "synthetic" not in text
+
+
+def coloured(show, content):
+    """What a terminal that knows colours is sent."""
+    out = io.StringIO()
+    terminal = Console(file=out, width=100, force_terminal=True, color_system="truecolor")
+    show(content, terminal)
+    return out.getvalue()
+
+
+def sgr(colour, style=""):
+    """The escape sequence that turns a colour on."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"\x1b[{style}38;2;{red};{green};{blue}m"
+
+
+def test_an_emotion_has_a_colour_and_its_name():
+    names = ("neutral", "joy", "anger")
+    probabilities = {"probabilities": dict.fromkeys(names, 1 / 3)}
+    shifts = ("strong_negative", "positive", "none")
+    record = {
+        "id": "d1",
+        "utterances": [
+            utterance("Hm.", name, **probabilities, shift={"global": shift, "speaker": None})
+            for name, shift in zip(names, shifts, strict=True)
+        ],
+    }
+    sent = coloured(show_conversation, record)
+    assert f"{sgr(COLOURS[0], '1;')}joy" in sent
+    assert f"{sgr(COLOURS[1], '1;')}anger" in sent
+    assert "│ neutral " in sent  # as it is, so that the others stand out
+    assert re.search(re.escape(sgr("#D55E00")) + " *⇊", sent)
+    assert re.search(re.escape(sgr("#56B4E9")) + " *↑", sent)
+    plain = shown(show_conversation, record)
+    assert "\x1b" not in plain
+    assert all(name in plain for name in names)
+
+
+def test_more_emotions_than_colours():
+    names = [f"e{number}" for number in range(9)]
+    record = {
+        "id": "d",
+        "utterances": [
+            utterance("Hm.", name, probabilities=dict.fromkeys(names, 0.1)) for name in names
+        ],
+    }
+    sent = coloured(show_conversation, record)
+    assert f"{sgr(COLOURS[0], '1;')}e0" in sent
+    assert f"{sgr(COLOURS[0], '1;')}e6" in sent
+
+
+def test_a_comparison(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", {0: dialogues(1, 0.4)}),
+        make_run(tmp_path / "b", {0: dialogues(2, 0.9), 3: dialogues(3, 0.9)}),
+    ]
+    found = compare(runs)
+    text = shown(show_comparison, found, width=120)
+    assert f"A  {runs[0]}" in text.replace("\n", "")
+    difference = found.pairs[0].differences["weighted_f1"]
+    low, high = difference["interval"]
+    (row,) = [line for line in text.splitlines() if "weighted F1" in line and "[" in line]
+    assert f"{100 * difference['difference']:+.2f}" in row
+    assert f"[{100 * low:+.2f}, {100 * high:+.2f}]" in row
+    assert "± " in text
+    assert f"only B right {found.pairs[0].only_second}" in text
+    assert "corrected" not in text  # of a single pair there is nothing to correct
