@@ -99,6 +99,26 @@ class Curve:
     mark: float | None = None  # the x of a point
 
 
+N_COLOURS = 6
+NEUTRAL_NAMES = ("neutral", "no emotion")  # the corpora's; without a colour, others stand out
+
+
+def colour_number(emotion: str, emotions: Sequence[str]) -> int:
+    """Which colour an emotion has, on pages and on the terminal.
+
+    Args:
+      emotion: its name.
+      emotions: all classes, in order.
+
+    Returns:
+      A place in ``drawing.COLOURS`` below N_COLOURS, which come again where there are many
+      emotions; N_COLOURS, which is grey, for the neutral one.
+    """
+    if emotion in NEUTRAL_NAMES:
+        return N_COLOURS
+    return [name for name in emotions if name not in NEUTRAL_NAMES].index(emotion) % N_COLOURS
+
+
 MAX_POINTS = 200  # of a curve: more than a screen shows
 
 
@@ -220,7 +240,7 @@ def timeline(
         for kind, of_turns, size in (("ring", true, radius + 1), ("dot", predicted, radius - 1)):
             for x, emotion in zip(x_of, of_turns[start:], strict=False):
                 if emotion:
-                    colour = colour_number(emotions.index(emotion))
+                    colour = colour_number(emotion, emotions)
                     parts.append(
                         Markup(
                             '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="{} e{}"/>'
@@ -234,21 +254,13 @@ def timeline(
     return _svg(title, description, bottom + 14, parts)
 
 
-N_COLOURS = 6
-
-
-def colour_number(emotion: int) -> int:
-    """Which of the page's colours an emotion has; they come again where there are many."""
-    return emotion % N_COLOURS
-
-
 def plane(
     title: str,
     description: str,
     means: Mapping[str, tuple[float, float]],
     rated: Mapping[str, tuple[float, float]],
     names: tuple[str, str],
-    numbers: Mapping[str, int],
+    emotions: Sequence[str],
 ) -> Markup:
     """Mean predicted ratings of each emotion in a plane, with a line to the mean of its ratings.
 
@@ -258,7 +270,7 @@ def plane(
       means: emotion to its place, at least one.
       rated: likewise, a cross, where there are ratings.
       names: of the axes.
-      numbers: emotion to its class.
+      emotions: all classes.
     """
     places = [*means.values(), *rated.values()]
     spans = (_span([x for x, _ in places], 0.15), _span([y for _, y in places], 0.12))
@@ -267,7 +279,7 @@ def plane(
     labels: list[tuple[float, tuple[float, float]]] = []
     for name, (x, y) in sorted(means.items(), key=lambda item: -item[1][1]):
         px, py = axes.x(x), axes.y(y)
-        colour = colour_number(numbers[name])
+        colour = colour_number(name, emotions)
         if name in rated:
             rx, ry = axes.x(rated[name][0]), axes.y(rated[name][1])
             parts.append(_line(px, py, rx, ry, f"link e{colour}"))

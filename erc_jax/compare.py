@@ -352,8 +352,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         scores=score_rows(comparison),
         charts=shown,
         differences=[
-            (f"{pair.second} less {pair.first}", pair_rows(pair, names), pair)
-            for pair in comparison.pairs
+            (pair, pair_rows(pair, names), _class_differences(pair)) for pair in comparison.pairs
         ],
         classes=class_rows(comparison),
     )
@@ -389,16 +388,22 @@ def pair_rows(pair: Pair, names: Mapping[str, str]) -> list[tuple[str, str, str]
 
 
 def class_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row per emotion: its support, F1 of each run, and how the others differ from the first."""
-    first = [pair for pair in comparison.pairs if pair.first == next(iter(comparison.runs))]
-    rows = []
-    for emotion, support in zip(comparison.emotions, comparison.support, strict=True):
-        f1 = [100 * of["per_class"][emotion]["f1"] for of in comparison.scores.values()]
-        gaps = [
-            "\n".join(_difference(pair.differences["per_class"][emotion]["f1"])) for pair in first
-        ]
-        rows.append((emotion, f"{support:,}", *(f"{value:.2f}" for value in f1), *gaps))
-    return rows
+    """A row per emotion: its support, and F1 of each run."""
+    return [
+        (
+            emotion,
+            f"{support:,}",
+            *(f"{100 * of['per_class'][emotion]['f1']:.2f}" for of in comparison.scores.values()),
+        )
+        for emotion, support in zip(comparison.emotions, comparison.support, strict=True)
+    ]
+
+
+def _class_differences(pair: Pair) -> list[tuple[str, str, str]]:
+    """A row per emotion, of F1: as ``pair_rows``."""
+    return [
+        (emotion, *_difference(of["f1"])) for emotion, of in pair.differences["per_class"].items()
+    ]
 
 
 def _difference(of: Mapping[str, Any]) -> tuple[str, str]:

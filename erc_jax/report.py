@@ -518,7 +518,7 @@ def _planes(run: FinishedRun, conversations: Sequence[Conversation]) -> list[tup
             means,
             rated,
             (pair[0] + of_scale, pair[1] + of_scale),
-            {name: number for number, name in enumerate(run.emotions)},
+            run.emotions,
         )
         drawn.append(
             (chart, f"Dots: mean of what is predicted of each true emotion's utterances.{crosses}")

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from erc_jax.charts import N_COLOURS, colour_number
 from erc_jax.drawing import COLOURS
 
 if TYPE_CHECKING:
     from erc_jax.compare import Comparison
 
-# Black, the last, is not seen on a dark terminal.
-EMOTION_STYLES = tuple(f"bold {colour}" for colour in COLOURS[:-1])
-NEUTRAL_NAMES = ("neutral", "no emotion")  # the corpora's; uncoloured, so that the others stand out
+EMOTION_STYLES = (*(f"bold {colour}" for colour in COLOURS[:N_COLOURS]), "")
 SHIFT_STYLES = {"negative": "#D55E00", "positive": "#56B4E9"}
 SHIFT_ARROWS = {
     "strong_negative": "⇊",
@@ -64,7 +63,7 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
         cells: list[str | Text] = [
             Text(utterance["speaker"]),
             Text(utterance["text"]),
-            Text(emotion, _emotion_style(emotion, list(utterance["probabilities"]))),
+            Text(emotion, EMOTION_STYLES[colour_number(emotion, list(utterance["probabilities"]))]),
             f"{utterance['probabilities'][emotion]:.0%}",
         ]
         if has_shift:
@@ -77,14 +76,6 @@ def show_conversation(record: Mapping[str, Any], console: Console | None = None)
         console.print(
             f"Shift: from the previous utterance; own: from the speaker's previous one.  {arrows}"
         )
-
-
-def _emotion_style(emotion: str, emotions: Sequence[str]) -> str:
-    """A colour of its own for each emotion, as far as there are as many."""
-    if emotion in NEUTRAL_NAMES or emotion not in emotions:
-        return ""
-    named = [name for name in emotions if name not in NEUTRAL_NAMES]
-    return EMOTION_STYLES[named.index(emotion) % len(EMOTION_STYLES)]
 
 
 def _arrow(shift: str | None) -> Text:
@@ -238,12 +229,14 @@ def show_comparison(comparison: Comparison, console: Console | None = None) -> N
         corrected = f", corrected {pair.p_holm:.2g}" if len(comparison.pairs) > 1 else ""
         console.print(
             f"McNemar: only {pair.second} right {pair.only_second:,}, only {pair.first} right "
-            f"{pair.only_first:,}; p {pair.p:.2g}{corrected}"
+            f"{pair.only_first:,}; p {pair.p:.2g}{corrected}",
+            highlight=False,
         )
     seeds = ", ".join(f"{letter} {run.predicting}" for letter, run in comparison.runs.items())
     console.print(
         "In percent, of all seeds; intervals by a paired bootstrap over dialogues and seeds. "
-        f"McNemar's test takes the seeds that predict: {seeds}."
+        f"McNemar's test takes the seeds that predict: {seeds}.",
+        highlight=False,
     )
 
 
