@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from erc_jax.data.dialogue import VAD, decode, parse_json, read_bytes, text_line
 from erc_jax.drawing import confusion_matrices, label_histogram
 from erc_jax.errors import UserError
 from erc_jax.experiment import FMERL
+from erc_jax.finished import damaged
 from erc_jax.progress import say
 from erc_jax.workdir import best_run, seed_folders
 
@@ -47,7 +47,7 @@ def run_figures(workdir: Path) -> list[Path]:
             "from the last checkpoint"
         )
     content = parse_json(decode(read_bytes(path), str(path)), str(path))
-    with _damaged(str(path)):
+    with damaged(str(path)):
         corpus, seeds = content["run"]["corpus"], content["run"].get("seeds", [])
         scored = {split: content[split] for split in content if split not in ("run", "seeds")}
         names = list(next(iter(scored.values()))["per_class"])
@@ -155,7 +155,7 @@ def _read_predictions(path: Path, names: Sequence[str], dimensions: Sequence[str
     scale = None
     for where, line in text_lines(path):
         record = parse_json(line, where)
-        with _damaged(where):
+        with damaged(where):
             scale = record.get("vad_scale", scale)
             for utterance in record["utterances"]:
                 gold = utterance.get("gold", {})
@@ -219,15 +219,3 @@ def _stage_figures(
         folder / "vad.png",
         f"{title}: predicted ratings of each true emotion",
     )
-
-
-@contextlib.contextmanager
-def _damaged(where: str) -> Iterator[None]:
-    """Turns what is met in a file of another shape into a UserError."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: damaged ({type(error).__name__}: {error}); restore the file, or train again "
-            "in another workdir"
-        ) from error
