@@ -37,6 +37,11 @@ class Published:
     where: str
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def printed(self) -> str:
+        """The value as in the paper: with two digits, or none."""
+        return f"{self.value:.0f}" if self.value == round(self.value) else f"{self.value:.2f}"
+
 
 def _ablation(shift: bool, sentiment: bool) -> dict[str, Any]:
     return {"tasks.shift": shift, "tasks.sentiment": sentiment}

@@ -155,7 +155,8 @@ def _facts(run: FinishedRun) -> list[tuple[str, str]]:
         rows.append((split, ", ".join(sizes)))
     if annotation := corpus.get("annotation"):
         rows.append(("ratings", str(annotation.get("annotator"))))
-    if first_shift := corpus.get("first_shift"):
+    has_shift = any("shift_global" in block for block in run.blocks.values())
+    if has_shift and (first_shift := corpus.get("first_shift")):
         rows.append(("shift of first utterances", first_shift.replace("_", " ")))
     if encoder := facts.get("encoder"):
         rows.append(("encoder", f"{encoder['name']} ({encoder['sha256'][:8]})"))
@@ -248,7 +249,7 @@ def _beside_paper(run: FinishedRun) -> list[tuple[str, str, str, str]]:
         name = SCORES.get(figure.metric) or (
             f"{TASKS[task]}: F1 of {rest.removesuffix('.f1').replace('_', ' ')}"
         )
-        rows.append((name, _cell(block, figure.metric), f"{figure.value:.2f}", figure.where))
+        rows.append((name, _cell(block, figure.metric), figure.printed, figure.where))
     return rows
 
 
@@ -443,9 +444,9 @@ def _dialogues(
         true = [turn.true for turn in long[c]]
         return sum(a != b for a, b in itertools.pairwise(true))
 
-    # Of equals the longest.
+    # Of equals the longest; of the best the one that changes most, as all neutral is easy.
     chosen = {
-        "best": max(long, key=lambda c: (share(c), len(long[c]))),
+        "best": max(long, key=lambda c: (share(c), changes(c), len(long[c]))),
         "worst": min(long, key=lambda c: (share(c), -len(long[c]))),
         "most changes of emotion": max(long, key=lambda c: (changes(c), len(long[c]))),
     }
@@ -460,8 +461,8 @@ def _dialogues(
                 "id": c.conversation.id,
                 "turns": _numbered(c.turns),
                 "caption": (
-                    f"{sum(t.right for t in long[c])} of {len(long[c])} right, the true emotion "
-                    f"changes {changes(c)} times"
+                    f"{sum(t.right for t in long[c])} of {len(long[c])} right; changes of the true "
+                    f"emotion: {changes(c)}"
                 ),
                 "chart": charts.timeline(
                     f"Emotions of dialogue {c.conversation.id} of {split}",

@@ -348,6 +348,12 @@ def test_the_papers_figures_are_of_the_same_thing():
     found = {(f.metric, f.value) for f in published("mtl_erc_es", "iemocap", ablated)}
     assert found == {("weighted_f1", 68.05)}
     assert published("mtl_erc_es", "meld", ablated) == []
+    direct = {
+        "sent_emo_context": {"network": "transformer", "context": "none"},
+        "data": {"leave_out_neutral": False},
+    }
+    found = [f.printed for f in published("sent_emo_context", "dailydialog", direct)]
+    assert found == ["20.22", "33.11", "40"]  # as the paper prints them
     rated = {"fmerl": {"vad": {"dimensions": ["valence", "arousal", "dominance"]}}}
     rated["zero_shot"] = {"unseen": ""}
     found = {f.value for f in published("fmerl", "meld", rated)}
