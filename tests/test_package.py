@@ -73,6 +73,7 @@ def test_the_wheel_holds_configs_sample_and_checksums(installed):
         *(f"erc_jax/data/sample/{name}.jsonl" for name in sample),
         "erc_jax/data/corpora/checksums.tsv",
         "erc_jax/data/descriptions.json",
+        *(f"erc_jax/templates/{name}.html.j2" for name in ("compare", "page", "parts", "report")),
     } <= found
     assert not any(name.startswith(("tests", "configs")) for name in found)
 
