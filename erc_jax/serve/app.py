@@ -67,8 +67,8 @@ class Limits:
     requests: int = 64
     requests_of_one: int = 32
     reading_seconds: float = 10.0
-    answer_seconds: float = 60.0
-    utterances_together: int = 512
+    answer_seconds: float = 120.0  # a conversation of a new length may have to be compiled for
+    utterances_together: int = 128  # with more there are more lengths to compile for
     replies_together: int = 64
 
 
