@@ -276,29 +276,35 @@ def plane(
     spans = (_span([x for x, _ in places], 0.15), _span([y for _, y in places], 0.12))
     axes = _Axes(*spans, names, height=300)
     parts = axes.parts
-    labels: list[tuple[float, tuple[float, float]]] = []
-    for name, (x, y) in sorted(means.items(), key=lambda item: -item[1][1]):
-        px, py = axes.x(x), axes.y(y)
+    marks = {name: (axes.x(x), axes.y(y)) for name, (x, y) in means.items()}
+    for name, (px, py) in marks.items():
         colour = colour_number(name, emotions)
         if name in rated:
             rx, ry = axes.x(rated[name][0]), axes.y(rated[name][1])
-            parts.append(_line(px, py, rx, ry, f"link e{colour}"))
             parts += [
+                _line(px, py, rx, ry, f"link e{colour}"),
                 _line(rx - 4, ry - 4, rx + 4, ry + 4, f"cross e{colour}"),
                 _line(rx - 4, ry + 4, rx + 4, ry - 4, f"cross e{colour}"),
             ]
         parts.append(
             Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="dot e{}"/>').format(px, py, colour)
         )
+    # What names must not cover: the middle of its height, its ends from left to right.
+    taken = [(py, px - 5, px + 5) for px, py in marks.values()]
+    for name, (px, py) in marks.items():
         right = px < 0.72 * WIDTH
-        lx, ly = px + (9 if right else -9), py + 4
-        width = 6.8 * len(name)
-        span = (lx, lx + width) if right else (lx - width, lx)
-        # From top to bottom each name goes below those that it would cover.
-        while any(abs(ly - other) < 12 for other, (a, b) in labels if span[0] < b and a < span[1]):
-            ly += 2
-        labels.append((ly, span))
-        parts.append(_text(lx, ly, name, "start" if right else "end", 'class="halo"'))
+        start, end = (
+            (px + 9, px + 9 + 6.8 * len(name)) if right else (px - 9 - 6.8 * len(name), px - 9)
+        )
+        beside = [t for t, left, other in taken if left <= end and start <= other]
+        middles = [py, *np.arange(TOP + 6, axes.bottom - 6, 2).tolist()]
+        free = [y for y in middles if all(abs(y - t) >= 12 for t in beside)]
+        middle = min(free or [py], key=lambda y, py=py: abs(y - py))  # type: ignore[misc]
+        taken.append((middle, start, end))
+        x = px + 9 if right else px - 9
+        if abs(middle - py) > 8:
+            parts.append(_line(px, py, x, middle, "axis"))
+        parts.append(_text(x, middle + 4, name, "start" if right else "end", 'class="halo"'))
     return _svg(title, description, axes.height, parts)
 
 

@@ -149,7 +149,7 @@ def _facts(run: FinishedRun) -> list[tuple[str, str]]:
     facts, corpus = run.facts, run.facts["corpus"]
     rows = [("system", facts["system"])]
     named = [corpus.get("name"), f"SHA-256 {corpus['sha256'][:8]}" if "sha256" in corpus else None]
-    rows.append(("corpus", ", ".join(filter(None, named)) or "see all settings"))
+    rows.append(("corpus", ", ".join(filter(None, named)) or "see the settings"))
     for split, of_split in corpus.get("splits", {}).items():
         sizes = [f"{of_split[k]:,} {k}" for k in ("dialogues", "utterances") if k in of_split]
         rows.append((split, ", ".join(sizes)))
