@@ -331,6 +331,13 @@ class SentEmoContext(Recognition):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Triplet loss of the anchors' contextual vectors."""
         how = self._how.triplet
+        if isinstance(self._encoder, ContextEncoder) and self._encoder.form == "utterances":
+            # Distances stay when all vectors are moved alike, which is all that this bias does. Its
+            # gradient is rounding errors, and Adam would make steps as large as any of them.
+            norm = params["context"]["layer"]["norm_ffn"]
+            still = {**norm, "bias": jax.lax.stop_gradient(norm["bias"])}
+            layer = {**params["context"]["layer"], "norm_ffn": still}
+            params = {**params, "context": {**params["context"], "layer": layer}}
         vectors = self._vectors(params, batch.utterances, batch.anchors, jax.random.split(key)[0])
         labels = jnp.asarray(batch.labels["emotion"]).reshape(-1)
         loss = triplet_loss(

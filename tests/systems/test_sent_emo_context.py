@@ -1004,3 +1004,15 @@ def test_what_it_offers_trains(place, tmp_path, fields):
         assert_blocks(content[split], learned=learned)
     answer = Recognizer.from_pretrained(tmp_path / "run").predict(QUESTION)["utterances"]
     assert len(answer) == 2
+
+
+def test_triplets_leave_alone_what_distances_do_not_see(place):
+    """All vectors moved alike: the gradient would be rounding errors, of which Adam makes steps."""
+    system = prepare(tiny_config(place, **FIELDS)).system
+    examples = prepare(tiny_config(place, **FIELDS)).examples["train"]
+    batch = system.training_examples(examples).batch(np.arange(8))
+    params = moved_parameters(system.init, batch.utterances)
+    gradient = jax.grad(lambda p: system.triplets(p, batch, jax.random.key(0))[0])(params)
+    norm = gradient["context"]["layer"]["norm_ffn"]
+    assert not norm["bias"].any()
+    assert norm["scale"].any()
