@@ -41,7 +41,9 @@ def untrained(folder: Path, workdir: Path, **fields) -> Path:
     trainer = Trainer(config, prepare(config, ["train"]))
     save_config(config, workdir)
     selection = Selection(epoch=1, best_epoch=1, best_step=1, best_score=0.5)
-    state = dataclasses.replace(trainer.new_state(trainer.fresh_params(0)), step=jax.numpy.int32(1))
+    state = dataclasses.replace(
+        trainer.new_state(trainer.fresh_params(jax.random.key(0))), step=jax.numpy.int32(1)
+    )
     checkpoints = Checkpointer(workdir)
     checkpoints.save(1, state, trainer.meta(selection), 0.5)
     checkpoints.wait()
