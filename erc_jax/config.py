@@ -47,10 +47,9 @@ def base_config() -> ConfigDict:
     # "paper" trains all combinations of tasks and weights of the paper's tables in turn (response).
     config.sweep = ""
 
-    # How devices share the work. Batches are split over all devices; rules, as "PATTERN=AXIS", say
-    # which parameters are, too: (".=largest",) splits all that are worth it (FSDP). See
-    # erc_jax.sharding.
-    config.mesh = mesh = ConfigDict()
+    config.mesh = mesh = ConfigDict()  # how devices share the work
+    # Batches are split over all devices; rules, as "PATTERN=AXIS", say which parameters are, too:
+    # (".=largest",) splits all that are worth it (FSDP). See erc_jax.sharding.
     mesh.rules = ()
 
     config.data = data = ConfigDict()

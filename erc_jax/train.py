@@ -229,8 +229,8 @@ class Trainer:
                 # 1. A step of all seeds that are not done. After a restart they may not be equally
                 # far; those that are to learn something else now wait.
                 began = time.monotonic()
-                active = left[0].active()
-                stepping = [run for run in left if run.active() == active]
+                active = self.active(left[0].selection.epoch)
+                stepping = [run for run in left if self.active(run.selection.epoch) == active]
                 items = [run.next_items() for run in stepping]
                 results = self.joint_step(
                     [run.take_state() for run in stepping],
@@ -269,6 +269,14 @@ class Trainer:
             f"{self.config.train.select_metric} {self.shown(selection.best_score):.4f}"
         )
         return self.scorer.complete(best["params"])
+
+    def active(self, epoch: int) -> tuple[int, ...]:
+        """Which objectives an epoch has."""
+        return tuple(
+            number
+            for number, objective in enumerate(self.objectives)
+            if epoch in range(*epochs_of(objective, self.config))
+        )
 
     def fresh_params(self, key: jax.Array) -> Params:
         system = self.experiment.system
@@ -420,14 +428,6 @@ class SeedRun:
         done = selection.epoch * trainer.steps_per_epoch >= trainer.steps
         without_gain = selection.epoch - selection.best_epoch
         return done or 0 < trainer.config.train.patience <= without_gain
-
-    def active(self) -> tuple[int, ...]:
-        """Which objectives this epoch has."""
-        return tuple(
-            number
-            for number, objective in enumerate(self.trainer.objectives)
-            if self.selection.epoch in range(*epochs_of(objective, self.trainer.config))
-        )
 
     def next_items(self) -> np.ndarray:
         """What the next batch holds."""

@@ -35,6 +35,8 @@ TASKS = (
 class Echo:
     """A system whose prediction tells which utterance it is of."""
 
+    dtype = "float32"
+
     def predict(self, params, batch):
         assert not batch.labels, "labels are nothing to predict from"
         return {"emotion": batch.features * params, "sentiment": batch.features[..., :2]}
@@ -54,7 +56,7 @@ def examples(random_dialogues):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.parametrize("n_devices", [1, 2])
 def test_predictions_come_in_the_order_of_the_dialogues(examples, batch_size, n_devices):
     predictor = Predictor(Echo(), make_mesh(jax.devices()[:n_devices]), batch_size)
     outputs = predictor(np.float32(2), examples)
@@ -206,7 +208,7 @@ def test_what_a_system_says_besides_stands_in_the_block(examples, n_seeds):
     assert verified == ({"mcc": 0.0} if n_seeds == 1 else {"mcc": 0.25, "std": {"mcc": 0.25}})
 
 
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.parametrize("n_devices", [1, 2])
 def test_a_function_over_a_split_comes_in_the_order_of_the_utterances(examples, n_devices):
     def embed(params, batch):
         assert not batch.labels

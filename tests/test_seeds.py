@@ -16,8 +16,8 @@ from tests.tiny import tiny_config
 
 SEEDS = 3
 FIELDS = {
-    **{"seeds": SEEDS, "seed": 5, "log_every": 1, "model__dropout": 0.2},
-    **{"train__epochs": 10, "train__patience": 2, "train__learning_rate": 0.01},
+    **{"seeds": SEEDS, "log_every": 1, "model__dropout": 0.2},
+    **{"train__epochs": 6, "train__patience": 1},
 }
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -47,7 +47,7 @@ def lines_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["unrolled", "vmapped"])
-@pytest.mark.parametrize("seed", range(5, 5 + SEEDS))
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_each_seed_is_the_run_that_it_would_be_alone(runs, way, seed):
     alone, here = (lines_of(runs / name / "seeds" / str(seed)) for name in ("apart", way))
     assert [line["step"] for line in here] == [line["step"] for line in alone]  # stops alike, too
@@ -65,7 +65,7 @@ def test_the_seeds_stop_at_different_epochs(runs):
     """Else the tests above say nothing about early stopping."""
     epochs = {
         max(line.get("epoch", 0) for line in lines_of(runs / "unrolled" / "seeds" / str(seed)))
-        for seed in range(5, 5 + SEEDS)
+        for seed in range(SEEDS)
     }
     assert len(epochs) > 1
 
@@ -85,9 +85,13 @@ def test_seeds_that_were_killed_go_on(runs, place, tmp_path, train_and_kill):
     config = config_of(place, seeds_together=SEEDS)
     train_and_kill(config, tmp_path, saves=4)
     train(config, tmp_path)
-    for seed in range(5, 5 + SEEDS):
-        name = f"seeds/{seed}/metrics.jsonl"
-        assert (tmp_path / name).read_text() == (runs / "unrolled" / name).read_text()
+    for seed in range(SEEDS):
+        here, there = (
+            lines_of(folder / "seeds" / str(seed)) for folder in (tmp_path, runs / "unrolled")
+        )
+        for line in (*here, *there):
+            line.pop("utterances_per_second", None)
+        assert here == there
 
 
 @pytest.fixture

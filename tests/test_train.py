@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from erc_jax import steps
 from erc_jax import train as train_module
 from erc_jax.config import find_config, flatten, load_config, read_config
 from erc_jax.errors import UserError
@@ -276,15 +277,15 @@ def test_features_that_are_not_numbers_name_their_dialogue(tmp_path):
 
 def test_seeds_are_workdirs_of_their_own_and_the_best_predicts(place, run, tmp_path, monkeypatch):
     config, workdir = tiny_config(place, **EMOTION_ONLY, seeds=2), tmp_path / "runs"
-    fit = train_module.Trainer.fit
+    fit = train_module.Trainer.fit_all
 
-    def killed(self, seed, folder):
-        if seed == 1:
+    def killed(self, places):
+        if places[0].seed == 1:
             raise KeyboardInterrupt
-        return fit(self, seed, folder)
+        return fit(self, places)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module.Trainer, "fit", killed)
+        patched.setattr(train_module.Trainer, "fit_all", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, workdir)
     with pytest.raises(UserError, match="the run of 2 seeds is not finished"):
@@ -356,7 +357,7 @@ def test_what_an_optimizer_cannot_do(place, tmp_path):
 
 def test_weight_decay_spares_biases_and_scales():
     params = {"lstm": {"forward_bias": 0, "forward_hidden_kernel": 0}, "norm": {"scale": 0}}
-    assert train_module.decayed(params) == {
+    assert steps.decayed(params) == {
         "lstm": {"forward_bias": False, "forward_hidden_kernel": True},
         "norm": {"scale": False},
     }
@@ -365,7 +366,7 @@ def test_weight_decay_spares_biases_and_scales():
 def test_warm_up_takes_a_quarter_of_a_short_run_at_most(place):
     def rate_after(updates, **fields):
         config = tiny_config(place, train__learning_rate=1.0, **fields)
-        optimizer = train_module.make_optimizer(config.train, updates)
+        optimizer = steps.make_optimizer(config.train, updates)
         state = optimizer.init({"x": jax.numpy.ones(())})
         rates = []
         for _ in range(updates):

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -242,9 +243,11 @@ def test_predictor_puts_outputs_back(examples):
         return {"words": batch.source[..., 1:3] + 1000 * batch.target[..., 1:3]}
 
     mesh = make_mesh()
-    assert mesh.size == 8
+    assert mesh.size > 1
     part = examples.of_task(GENERATION)
-    outputs = Predictor(None, mesh, batch_size=16).run(first_words, {}, part)
+    outputs = Predictor(SimpleNamespace(dtype="float32"), mesh, batch_size=16).run(
+        first_words, {}, part
+    )
     expected = [
         source[1:3] + 1000 * target[1:3]
         for source, target in zip(
