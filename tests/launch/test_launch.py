@@ -110,15 +110,9 @@ class Bench:
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Starts a command in the checkout; it is not waited for."""
         pipe = subprocess.PIPE
-        process = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=self.env,
-            stdout=pipe,
-            stderr=pipe,
-            # Where the tests run in the background SIGINT is ignored, and bash cannot trap it then.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # Where the tests run in the background SIGINT is ignored, and bash cannot trap it then.
+        command = ("env", "--default-signal=INT", *command)
+        process = subprocess.Popen(command, cwd=self.root, env=self.env, stdout=pipe, stderr=pipe)
         self.started.append(process)
         return process
 
