@@ -22,6 +22,7 @@ from ml_collections.config_dict import placeholder
 from erc_jax.data.dialogue import VAD, write_whole
 from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import UserError
+from erc_jax.plugins import import_plugins
 
 # Fields that may differ between two starts of one run: they change no result.
 FREE_FIELDS = ("log_every", "profile", "seeds_together", "fine_tuning.folds", "mesh.rules")
@@ -35,6 +36,8 @@ def base_config() -> ConfigDict:
     # workdir of a run that fine-tuned one. Of system "response" the BART to start from; "" makes
     # one from scratch.
     config.encoder = "all-MiniLM-L6-v2"
+    # Modules of your own that add corpora, systems or encoders: see erc_jax.plugins.
+    config.plugins = ()
     config.seed = 0  # of initialisation, shuffling and dropout
     config.seeds = 1  # runs with seeds seed, seed + 1, …; metrics.json then holds means
     # How many of them are trained in one program; 0 is all on an accelerator, and one on CPUs,
@@ -593,6 +596,7 @@ def load_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{path}: damaged ({error}); train again in another workdir") from error
     config = ConfigDict(base_config().to_dict())
     config.update(stored)
+    import_plugins(config.plugins)
     return config
 
 

@@ -294,8 +294,9 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
     }
     for prefix, (system, variant) in owners.items():
         for field in there:
-            changed = there[field] != unchanged[field]
-            if changed and field.startswith(prefix) and config.system != system:
+            if not field.startswith(prefix) or config.system == system:
+                continue
+            if there[field] != unchanged[field]:
                 raise UserError(
                     f"{field} is for runs of {system}; give --config CONFIG:{variant}, or leave "
                     "the field out"

@@ -31,6 +31,7 @@ from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
 from erc_jax.data.modalities import MODALITIES
 from erc_jax.errors import CRASHED_EXIT_CODE, STOPPED_EXIT_CODE, Stopped, UserError
+from erc_jax.plugins import import_plugins
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment: a file or the name of a shipped one, with a variant: meld:paper."
@@ -401,7 +402,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         argv = _with_config_paths(argv)
         _check_overrides(argv)
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            import_plugins(_CONFIG.value.plugins)
+        return rest
     except (UserError, flags.Error) as error:
         sys.exit(f"Error: {' '.join(str(error).split())}")
 

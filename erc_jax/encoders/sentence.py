@@ -42,7 +42,7 @@ from erc_jax.encoders.weights import (
 from erc_jax.errors import UserError
 
 # By config.json's model_type. (DistilRoBERTa calls itself a roberta.)
-ARCHITECTURES: Mapping[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "mpnet": MPNet}
+ARCHITECTURES: dict[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "mpnet": MPNet}
 POOLINGS = ("mean", "cls", "max")
 CONTEXTS = ("none", "dialogue")
 
