@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from erc_jax.encoders.bart import Bart, SpecialTokens
+from erc_jax.encoders.bart import Bart
+from erc_jax.encoders.bart_config import SpecialTokens
 from erc_jax.errors import UserError
 
 # Words among which one maximum is taken first; see ``_largest``.

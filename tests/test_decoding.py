@@ -14,7 +14,8 @@ from scipy import stats
 
 from erc_jax import decoding as decoding_module
 from erc_jax.decoding import Decoding, generate
-from erc_jax.encoders.bart import Bart, BartConfig, SpecialTokens
+from erc_jax.encoders.bart import Bart
+from erc_jax.encoders.bart_config import BartConfig, SpecialTokens
 from erc_jax.encoders.weights import load_params, weights_files
 from erc_jax.errors import UserError
 

@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, models, processors
 from erc_jax.benchmarks import harness
 from erc_jax.data.pairs import GENERATION, TaskTexts, TextBatch, TextExamples
 from erc_jax.encoders import hub
-from erc_jax.encoders.bart import BartConfig
+from erc_jax.encoders.bart_config import BartConfig
 from erc_jax.encoders.new_tokenizer import SPECIAL_TOKENS
 from erc_jax.encoders.seq2seq import FILES, MODEL, Seq2Seq
 from erc_jax.encoders.weights import read_json

@@ -27,7 +27,7 @@ from erc_jax.benchmarks.response import (
     batches,
 )
 from erc_jax.data.pairs import TextBatch
-from erc_jax.encoders.bart import BartConfig
+from erc_jax.encoders.bart_config import BartConfig
 
 
 def load(encoder: str, dropout: float = 0.0) -> transformers.BartForConditionalGeneration:

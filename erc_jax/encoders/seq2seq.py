@@ -20,7 +20,9 @@ from tokenizers import Tokenizer
 
 from erc_jax.data.dialogue import write_whole
 from erc_jax.encoders import hub
-from erc_jax.encoders.bart import INIT_STD, Bart, BartConfig
+from erc_jax.encoders.bart import Bart
+from erc_jax.encoders.bart_config import BartConfig
+from erc_jax.encoders.bart_layers import INIT_STD
 from erc_jax.encoders.new_tokenizer import TOKENIZER_CONFIG
 from erc_jax.encoders.reading import Reader
 from erc_jax.encoders.sentence import read_tokenizer

@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from erc_jax.data.pairs import GENERATION, TextBatch
 from erc_jax.decoding import Decoding, generate
-from erc_jax.encoders.bart import DropoutRates, shift_right
+from erc_jax.encoders.bart import shift_right
+from erc_jax.encoders.bart_layers import DropoutRates
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.layers.dropout import Dropout
 from erc_jax.losses import cross_entropy, smoothed_cross_entropy

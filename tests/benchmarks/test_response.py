@@ -8,7 +8,8 @@ import pytest
 from erc_jax.benchmarks import response
 from erc_jax.benchmarks.__main__ import main
 from erc_jax.benchmarks.response import batches, bytes_of_search, flops, write_model
-from erc_jax.encoders.bart import Bart, BartConfig
+from erc_jax.encoders.bart import Bart
+from erc_jax.encoders.bart_config import BartConfig
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.errors import UserError
 from tests.benchmarks.test_encoder import products

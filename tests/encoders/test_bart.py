@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from erc_jax.encoders.bart import Bart, BartConfig, DropoutRates, shift_right
+from erc_jax.encoders.bart import Bart, shift_right
+from erc_jax.encoders.bart_config import BartConfig
+from erc_jax.encoders.bart_layers import DropoutRates
 from erc_jax.encoders.weights import load_params, read_json, save_params, weights_files
 from erc_jax.errors import UserError
 

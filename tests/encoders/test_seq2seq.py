@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from erc_jax.encoders.bart import SpecialTokens
+from erc_jax.encoders.bart_config import SpecialTokens
 from erc_jax.encoders.new_tokenizer import train_tokenizer
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.errors import UserError
