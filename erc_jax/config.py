@@ -25,7 +25,10 @@ from erc_jax.errors import UserError
 from erc_jax.plugins import import_plugins
 
 # Fields that may differ between two starts of one run: they change no result.
-FREE_FIELDS = ("log_every", "profile", "seeds_together", "fine_tuning.folds", "mesh.rules")
+FREE_FIELDS = (
+    *("log_every", "profile", "fine_tuning.folds"),
+    *("seeds_together", "mesh.seeds", "mesh.rules"),
+)
 
 
 def base_config() -> ConfigDict:
@@ -51,8 +54,11 @@ def base_config() -> ConfigDict:
     config.sweep = ""
 
     config.mesh = mesh = ConfigDict()  # how devices share the work
-    # Batches are split over all devices; rules, as "PATTERN=AXIS", say which parameters are, too:
-    # (".=largest",) splits all that are worth it (FSDP). See erc_jax.sharding.
+    # Seeds that are trained in one program can lie side by side: so many at a time, each on its own
+    # share of the devices. 0 is as many as divide both the seeds (seeds_together) and the devices.
+    mesh.seeds = 0
+    # A seed's batches are split over all its devices; rules, as "PATTERN=AXIS", say which
+    # parameters are, too: (".=largest",) splits all that are worth it (FSDP). See erc_jax.sharding.
     mesh.rules = ()
 
     config.data = data = ConfigDict()
@@ -376,6 +382,7 @@ _RANGES = {
     "seed": (0, 2**31),
     "seeds": (1, 1001),
     "seeds_together": (0, math.inf),
+    "mesh.seeds": (0, math.inf),
     "log_every": (1, math.inf),
     "model.dropout": (0.0, 1.0),
     "fine_tuning.max_tokens": (0, math.inf),

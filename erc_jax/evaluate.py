@@ -31,7 +31,7 @@ from erc_jax.experiment import RESPONSE, AnyExperiment, Experiment, prepare, to_
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
 from erc_jax.progress import say
-from erc_jax.sharding import make_mesh, put_batch, replicated
+from erc_jax.sharding import make_mesh, over_blocks, put_batch, replicated
 from erc_jax.steps import lowered
 from erc_jax.systems import Params, Recognition, System, Task
 from erc_jax.workdir import Run, best_meta, load_labelling_run, load_run, publish_best, seed_folders
@@ -86,7 +86,7 @@ class Predictor:
         for items in examples.batches(self._batch_size, np.random.default_rng(0)):
             batch = examples.batch(items, self._mesh.size)
             unlabelled = dataclasses.replace(batch, labels={})
-            pending.append((items, jitted(params, put_batch(unlabelled, self._mesh))))
+            pending.append((items, jitted(params, put_batch(unlabelled, over_blocks(self._mesh)))))
         outputs: dict[str, np.ndarray] = {}
         for items, (real, ids, batch_outputs) in pending:
             real, ids, batch_outputs = jax.device_get((real, ids, batch_outputs))

@@ -122,40 +122,55 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 class TrainingProgress:
     """The line of a training run: loss, validation score, utterances per second, time left."""
 
-    def __init__(self, steps: int, steps_per_epoch: int, start_step: int, name: str = ""):
+    def __init__(
+        self, steps: int, steps_per_epoch: int, start_step: int, name: str = "", peak: float = 0.0
+    ):
         """Args:
         steps: of the run, in all.
         steps_per_epoch: of each epoch.
         start_step: where a resumed run goes on.
         name: what the line begins with, where several runs have one.
+        peak: operations a second that the devices could do; 0 if not known.
         """
         self._steps = steps
         self._name = name
         self._steps_per_epoch = steps_per_epoch
         self._start_step = start_step
         self._started = self._last = time.monotonic()
-        self._utterances = 0
+        self._utterances, self._flops, self._peak = 0, 0.0, peak
         self._validation = ""
 
     def saw(self, utterances: int) -> None:
         self._utterances += utterances
 
+    def computed(self, flops: float) -> None:
+        """Notes the operations of a step."""
+        self._flops += flops
+
     def validated(self, metric: str, score: float, best: float, best_epoch: int) -> None:
         """Notes the validation score; its time does not count in the rate."""
         self._validation = f"  {metric} {score:.4f} (best {best:.4f}, epoch {best_epoch})"
-        self._last, self._utterances = time.monotonic(), 0
+        self._last, self._utterances, self._flops = time.monotonic(), 0, 0.0
 
-    def line(self, step: int, loss: float) -> float:
-        """Prints the line; returns utterances per second since the last one."""
+    def line(self, step: int, loss: float) -> dict[str, float]:
+        """Prints the line; returns its "utterances_per_second" since the last one, and "mfu".
+
+        MFU is model FLOPs utilization, see ``erc_jax.utilization``; where the devices' peak is not
+        known there is none.
+        """
         now = time.monotonic()
-        rate = self._utterances / max(now - self._last, 1e-9)
-        self._last, self._utterances = now, 0
+        seconds = max(now - self._last, 1e-9)
+        speed = {"utterances_per_second": round(self._utterances / seconds, 1)}
+        shown = f"{speed['utterances_per_second']:,.0f} utterances/s  "
+        if self._peak:
+            speed["mfu"] = round(self._flops / seconds / self._peak, 4)
+            shown += f"MFU {speed['mfu']:.1%}  "
+        self._last, self._utterances, self._flops = now, 0, 0.0
         total, per_epoch = self._steps, self._steps_per_epoch
         left = (now - self._started) / max(step - self._start_step, 1) * (total - step)
         say(
             f"{self._name}epoch {-(-step // per_epoch)}/{-(-total // per_epoch)}  "
             f"step {step:,}/{total:,}  loss {loss:.4f}"
-            f"{self._validation}  {rate:,.0f} utterances/s  "
-            f"at most {duration(left)} left"
+            f"{self._validation}  {shown}at most {duration(left)} left"
         )
-        return rate
+        return speed

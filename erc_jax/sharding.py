@@ -1,6 +1,7 @@
-"""How devices share the work: batches are split over them, parameters lie as rules say.
+"""How devices share the work: seeds lie side by side, each seed's batches are split over the rest.
 
-The mesh has one axis over all devices of all processes.
+The mesh of all devices of all processes has an axis of seeds, of length 1 unless several seeds are
+trained in one program, and an axis of data. Parameters lie as rules say.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from erc_jax.errors import UserError
 
-DATA_AXIS = "data"
+SEED_AXIS, DATA_AXIS = "seed", "data"
 # Where a rule says "largest", arrays of fewer numbers stay whole: they are not worth the exchange.
 LEAST_SPLIT = 1024
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis over the devices; those of all processes by default."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, seeds: int = 1) -> Mesh:
+    """A mesh of the devices, by default those of all processes.
+
+    Args:
+      devices: their number is divisible by ``seeds``.
+      seeds: length of the axis of seeds.
+    """
+    grid = np.array(devices or jax.devices()).reshape(seeds, -1)
     # make_mesh's default, explicit axes, is not for Linen modules.
-    return Mesh(np.array(devices or jax.devices()), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(grid, (SEED_AXIS, DATA_AXIS), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -31,23 +38,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_blocks(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """A batch's axis of blocks, one block per device."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+def over_blocks(mesh: Mesh) -> NamedSharding:
+    """A batch's first axis, of blocks: one block per device."""
+    return NamedSharding(mesh, PartitionSpec((SEED_AXIS, DATA_AXIS)))
 
 
-def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+def over_rows(mesh: Mesh) -> NamedSharding:
+    """The first axes of batches of several seeds: rows, seeds of a row, blocks."""
+    return NamedSharding(mesh, PartitionSpec(None, SEED_AXIS, DATA_AXIS))
+
+
+def side_by_side(sharding: NamedSharding) -> NamedSharding:
+    """Where arrays of the seeds of a row lie, with the seeds' axis in front of their own."""
+    return NamedSharding(sharding.mesh, PartitionSpec(SEED_AXIS, *sharding.spec))
+
+
+def put_batch(batch: Any, sharding: NamedSharding) -> Any:
     """A batch on the devices; each process sends what its own devices need.
 
     Args:
-      batch: pytree of numpy arrays with an axis of blocks, the same in all processes.
-      mesh: where to.
-      axis: which axis this is.
+      batch: pytree of numpy arrays, the same in all processes.
+      sharding: where to.
 
     Returns:
       The same of jax arrays.
     """
-    sharding = over_blocks(mesh, axis)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(
@@ -56,7 +71,7 @@ def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def state_shardings(state: Any, mesh: Mesh, rules: Sequence[str]) -> Any:
-    """Where the leaves of a training state lie.
+    """Where the leaves of a seed's training state lie: on the devices that the seed has.
 
     Parameters that are split (FSDP) are brought together where they are needed, and gradients and
     optimizer state are split like them: an optimizer's moments have its parameter's name in theirs.
@@ -66,7 +81,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[str]) -> Any:
       mesh: the devices.
       rules: as "PATTERN=AXIS". The first whose regular expression is found in a leaf's name, such
         as "params/lstm/kernel", says which axis is split over the devices: its number; "largest",
-        which is the longest that the devices divide; or "whole". Without a rule a leaf is whole.
+        which is the longest that its devices divide; or "whole". Without a rule a leaf is whole.
 
     Returns:
       Pytree of NamedSharding.
@@ -80,7 +95,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[str]) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         for pattern, axis in parsed:
             if pattern.search(name):
-                return NamedSharding(mesh, _spec(name, tuple(leaf.shape), axis, mesh.size))
+                return NamedSharding(mesh, _spec(name, tuple(leaf.shape), axis, mesh))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, state)
@@ -99,7 +114,8 @@ def _parse_rule(rule: str) -> tuple[re.Pattern[str], str]:
         raise UserError(f"mesh.rules: {pattern!r} is no regular expression ({error})") from error
 
 
-def _spec(name: str, shape: tuple[int, ...], axis: str, n_devices: int) -> PartitionSpec:
+def _spec(name: str, shape: tuple[int, ...], axis: str, mesh: Mesh) -> PartitionSpec:
+    n_devices = mesh.shape[DATA_AXIS]
     if axis == "whole":
         return PartitionSpec()
     if axis == "largest":

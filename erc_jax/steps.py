@@ -8,12 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from erc_jax.errors import UserError
+from erc_jax.sharding import SEED_AXIS, replicated, side_by_side
 from erc_jax.systems import REFERENCE, Objective, Params
+from erc_jax.utilization import flops_of
 
 
 @struct.dataclass
@@ -126,52 +130,110 @@ def make_train_step(
     )
 
 
-def make_joint_step(
-    objectives: Sequence[Objective],
-    optimizers: Sequence[optax.GradientTransformation],
-    shardings: TrainState,
-    *,
-    dtype: str = "float32",
-    vectorized: bool = False,
-) -> Callable[..., list[tuple[TrainState, dict[str, jax.Array]]]]:
-    """A step of several seeds in one program.
+class JointStep:
+    """A jitted step of several seeds in one program.
 
-    Args:
-      objectives: in the order of their updates.
-      optimizers: one for each.
-      shardings: of each seed's state.
-      dtype: of the computation, ``config.model.dtype``.
-      vectorized: compute all seeds as one (vmap), which pays where a seed alone leaves a device
-        idle; else one after another, which compiles for longer.
-
-    Returns:
-      (states, donated, of S seeds; batch, whose arrays have S in front; seeds uint32 [S]; numbers
-      of the objectives to use, the same for all) to a list of what ``make_train_step`` gives.
+    The seeds form R rows. Those of a row, S, lie side by side on the mesh's axis of seeds, and so
+    are computed at the same time by different devices, which need not hear of each other; a row's
+    state has S in front of all shapes, unless S is 1. The rows are computed one after another, or
+    all as one (vmap), which pays where a single seed leaves a device idle, and compiles faster.
     """
-    step = _step_function(objectives, optimizers, dtype)
 
-    def joint(states, batch, seeds, active):
-        if vectorized and len(states) > 1:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-            results = jax.vmap(lambda *of_seed: step(*of_seed, active))(stacked, batch, seeds)
-            return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(states))]
-        of_seed = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(states))]
-        return [
-            step(state, of_one, seed, active)
-            for state, of_one, seed in zip(states, of_seed, seeds, strict=True)
-        ]
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        optimizers: Sequence[optax.GradientTransformation],
+        shardings: TrainState,
+        mesh: Mesh,
+        *,
+        dtype: str = "float32",
+        vectorized: bool = False,
+    ):
+        """Args:
+        objectives: in the order of their updates.
+        optimizers: one for each.
+        shardings: of each seed's state, see ``erc_jax.sharding.state_shardings``.
+        mesh: of these.
+        dtype: of the computation, ``config.model.dtype``.
+        vectorized: compute all rows as one.
+        """
+        self._step = _step_function(objectives, optimizers, dtype)
+        self._mesh, self._vectorized = mesh, vectorized
+        self._in_a_row = mesh.shape[SEED_AXIS]
+        if self._in_a_row > 1:
+            shardings = jax.tree.map(side_by_side, shardings)
+        self._shardings = shardings
+        self._jitted = functools.cache(self._jit)  # by the number of rows
+        self._flops: dict[Any, float] = {}
 
-    @functools.cache
-    def jitted(n_seeds):
-        # Where nothing is split, the compiler would find the same.
+    def __call__(
+        self,
+        states: Sequence[TrainState],
+        batch: Any,
+        seeds: np.ndarray,
+        stepping: np.ndarray,
+        active: tuple[int, ...],
+    ) -> list[tuple[TrainState, dict[str, jax.Array]]]:
+        """Args:
+          states: of the rows; they are donated.
+          batch: its arrays have [R, S] in front.
+          seeds: uint32 [R, S].
+          stepping: bool [R, S], the seeds whose states change; where S is 1 all do.
+          active: numbers of the objectives to use, the same for all.
+
+        Returns:
+          For each row the new state, and {"loss", the sum, and its parts: float32 [] or [S]}.
+        """
+        return self._jitted(len(states))(list(states), batch, seeds, stepping, active)
+
+    def flops(self, *arguments: Any) -> float:
+        """Floating-point operations of the matrix products of a call."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[1]))
+        key = (len(arguments[0]), shapes, arguments[-1])
+        if key not in self._flops:
+            # What is traced here, the call itself takes from the cache.
+            self._flops[key] = flops_of(self._jitted(len(arguments[0])).trace(*arguments).jaxpr)
+        return self._flops[key]
+
+    def _jit(self, n_rows: int) -> Any:
         return jax.jit(
-            joint,
+            self._rows,
             donate_argnums=0,
-            static_argnames="active",
-            out_shardings=[(shardings, None)] * n_seeds,
+            static_argnums=4,
+            # Losses are whole everywhere, so that every process can read them.
+            out_shardings=[(self._shardings, replicated(self._mesh))] * n_rows,
         )
 
-    return lambda states, batch, seeds, active: jitted(len(states))(states, batch, seeds, active)
+    def _rows(self, states, batch, seeds, stepping, active):
+        row = functools.partial(self._row, active=active)
+        if self._vectorized and len(states) > 1:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            results = jax.vmap(row)(stacked, batch, seeds, stepping)
+            return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(states))]
+        return [
+            row(state, jax.tree.map(lambda leaf, i=i: leaf[i], batch), seeds[i], stepping[i])
+            for i, state in enumerate(states)
+        ]
+
+    def _row(self, state, batch, seeds, stepping, active):
+        def alone(state, batch, seed, steps):
+            # Here every array has its seed's axis still, of length 1.
+            state, batch = jax.tree.map(lambda leaf: leaf[0], (state, batch))
+            new, losses = self._step(state, batch, seed[0], active)
+            new = jax.tree.map(lambda after, before: jnp.where(steps[0], after, before), new, state)
+            return jax.tree.map(lambda leaf: leaf[None], (new, losses))
+
+        if self._in_a_row == 1:
+            return self._step(state, jax.tree.map(lambda leaf: leaf[0], batch), seeds[0], active)
+        # Over the axis of data the compiler goes on to arrange the work itself.
+        return jax.shard_map(
+            alone,
+            mesh=self._mesh,
+            in_specs=PartitionSpec(SEED_AXIS),
+            out_specs=PartitionSpec(SEED_AXIS),
+            axis_names={SEED_AXIS},
+            check_vma=False,
+        )(state, batch, seeds, stepping)
 
 
 def lowered(params: Params, batch: Any, dtype: str) -> tuple[Params, Any]:

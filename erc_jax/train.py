@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
-from erc_jax.data.batching import Split, training_order
+from erc_jax.data.batching import training_order
 from erc_jax.errors import Stopped, UserError
 from erc_jax.evaluate import Predictor, SplitResult, make_scorer, metrics_file
 from erc_jax.experiment import Experiment, blank_batch, prepare
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.metrics import shown_score
-from erc_jax.processes import StopRequest, first_decides, own_folder
-from erc_jax.progress import RunLog, TrainingProgress, say
-from erc_jax.sharding import make_mesh, put_batch, replicated, state_shardings
+from erc_jax.processes import StopRequest, own_folder
+from erc_jax.progress import say
+from erc_jax.seed_run import Place, Row, SeedRun, Selection
+from erc_jax.sharding import (
+    DATA_AXIS,
+    SEED_AXIS,
+    make_mesh,
+    over_rows,
+    put_batch,
+    replicated,
+    side_by_side,
+    state_shardings,
+)
 from erc_jax.steps import (
+    JointStep,
     TrainState,
     bounded,
     epochs_of,
     first_state,
-    make_joint_step,
     make_optimizers,
 )
 from erc_jax.systems import Params
 from erc_jax.transfer import take_over
+from erc_jax.utilization import peak_flops
 from erc_jax.workdir import (
     experiment_to_json,
     publish_best,
@@ -45,29 +58,6 @@ from erc_jax.workdir import (
 )
 
 SCORED_SPLITS = ("validation", "test")
-# A checkpoint is written whenever the selection score improves, and this often besides.
-SECONDS_BETWEEN_CHECKPOINTS = 120.0
-# What is saved within an epoch has no score yet; no score is below this one.
-NOT_SCORED = -1.0
-
-
-@dataclasses.dataclass
-class Selection:
-    """How far the choice of a checkpoint has come; kept with every checkpoint."""
-
-    epoch: int = 0  # epochs done
-    best_epoch: int = 0
-    best_step: int = 0
-    best_score: float = NOT_SCORED
-    seconds: float = 0.0  # that training took up to here, over all starts
-
-    def update(self, step: int, score: float) -> bool:
-        """Notes the score of one more epoch; returns whether it is the best so far."""
-        self.epoch += 1
-        if score <= self.best_score:
-            return False
-        self.best_epoch, self.best_step, self.best_score = self.epoch, step, score
-        return True
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -145,34 +135,18 @@ def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
     return content
 
 
-class Place(NamedTuple):
-    """A seed, the folder that this process writes its run to, and that of its checkpoints.
-
-    They are one folder, but in processes that are not the first.
-    """
-
-    seed: int
-    folder: Path
-    shared: Path
-
-
-def joint_batch(examples: Split, items: Sequence[np.ndarray], n_blocks: int) -> Any:
-    """Batches of several seeds as one: arrays with the seeds' axis in front of the blocks'."""
-    if len(items) == 1:
-        return jax.tree.map(lambda array: array[None], examples.batch(items[0], n_blocks))
-    return examples.joint_batch(items, n_blocks)  # type: ignore[attr-defined]
-
-
 class Trainer:
     """What the seeds of an experiment share: mesh, optimizer and compiled steps."""
 
     def __init__(self, config: ConfigDict, experiment: Experiment):
         self.config = config
         self.experiment = experiment
-        self.mesh = make_mesh()
-        self.on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        self._whole = replicated(self.mesh)
         self.examples = experiment.system.training_examples(experiment.examples["train"])
+        self.on_cpu = jax.devices()[0].platform == "cpu"
+        self.mesh = make_mesh(seeds=self._seeds_in_a_row())
+        # Operations a second that all devices together could do, if that is known.
+        self.peak = (peak_flops(jax.devices()[0]) or 0.0) * jax.device_count()
+        self._whole = replicated(self.mesh)
         self.steps_per_epoch = len(training_order(self.examples, config.train.batch_size, 0, 0))
         self.steps = bounded(config.train.epochs * self.steps_per_epoch, config)
         self.objectives = experiment.system.objectives()
@@ -184,13 +158,19 @@ class Trainer:
             self.mesh,
             config.mesh.rules,
         )
-        self.joint_step = make_joint_step(
+        self.joint_step = JointStep(
             self.objectives,
             self.optimizers,
             self.shardings,
+            self.mesh,
             dtype=config.model.dtype,
             # A CPU's cores are busy with one seed; one after another is what they like.
             vectorized=not self.on_cpu,
+        )
+        # The state of one of the seeds of a row, on all devices.
+        self.picked = jax.jit(
+            lambda row, number: jax.tree.map(lambda leaf: leaf[number], row),
+            out_shardings=self.shardings,
         )
         self.predictor = Predictor(experiment.system, self.mesh, config.train.batch_size)
         self.scorer = make_scorer(config, experiment, self.predictor)
@@ -199,7 +179,27 @@ class Trainer:
         """How many seeds are trained in one program."""
         if not hasattr(self.examples, "joint_batch"):
             return 1  # batches of different seeds have different shapes
-        return self.config.seeds_together or (1 if self.on_cpu else self.config.seeds)
+        together = self.config.seeds_together or (1 if self.on_cpu else self.config.seeds)
+        return min(together, self.config.seeds)
+
+    def _seeds_in_a_row(self) -> int:
+        """The length of the mesh's axis of seeds.
+
+        Raises:
+          UserError: the config's number does not fit.
+        """
+        together, devices, wanted = (
+            self.seeds_together(),
+            jax.device_count(),
+            self.config.mesh.seeds,
+        )
+        if wanted > together or (wanted and devices % wanted):
+            raise UserError(
+                f"mesh.seeds is {wanted}, but {together} seeds are trained in one program, on "
+                f"{devices} devices: expected a divisor of the devices, no greater than the seeds "
+                "(seeds_together), or 0 to have it chosen"
+            )
+        return wanted or math.gcd(together, devices)
 
     def fit(self, seed: int, workdir: Path) -> tuple[Params, Selection]:
         """Trains one seed, from its latest checkpoint if there is one.
@@ -223,30 +223,45 @@ class Trainer:
         """
         names = [f"seed {place.seed}  " if len(places) > 1 else "" for place in places]
         runs = [SeedRun(self, place, name) for place, name in zip(places, names, strict=True)]
+        left = [run for run in runs if not run.is_over]
+        in_a_row = self.mesh.shape[SEED_AXIS]
+        rows = [Row(self, left[i : i + in_a_row]) for i in range(0, len(left), in_a_row)]
         rounds = 0
         with StopRequest() as stop, Trace(self.config.profile, places[0].folder) as trace:
-            while left := [run for run in runs if not run.is_over]:
+            while left:
                 # 1. A step of all seeds that are not done. After a restart they may not be equally
                 # far; those that are to learn something else now wait.
                 began = time.monotonic()
                 active = self.active(left[0].selection.epoch)
                 stepping = [run for run in left if self.active(run.selection.epoch) == active]
-                items = [run.next_items() for run in stepping]
-                results = self.joint_step(
-                    [run.take_state() for run in stepping],
-                    put_batch(joint_batch(self.examples, items, self.mesh.size), self.mesh, axis=1),
-                    np.array([run.place.seed for run in stepping], np.uint32),
+                chosen = [row for row in rows if any(run in stepping for run in row.runs)]
+                items = {run: run.next_items() for run in stepping}
+                # Who does not step gets another's batch: it changes nothing.
+                members = [
+                    run if run in items else stepping[0] for row in chosen for run in row.slots
+                ]
+                shape = (len(chosen), in_a_row)
+                arguments = (
+                    [row.state for row in chosen],
+                    self._joint_batch([items[run] for run in members], shape),
+                    np.array([run.place.seed for run in members], np.uint32).reshape(shape),
+                    np.array([[run in items for run in row.slots] for row in chosen]),
                     active,
                 )
+                flops = self.joint_step.flops(*arguments) if self.peak else 0.0
+                results = self.joint_step(*arguments)
+                for row, result in zip(chosen, results, strict=True):
+                    row.state, row.losses = result
 
                 # 2. What is due after it: progress, validation, a checkpoint.
-                for run, (state, losses) in zip(stepping, results, strict=True):
-                    run.stepped(state, losses)
+                for run in stepping:
+                    run.stepped(flops)
                 for run in stepping:
                     run.selection.seconds += (time.monotonic() - began) / len(stepping)
+                left = [run for run in left if not run.is_over]
                 rounds += 1
                 trace.at(rounds, results)
-                if stop.at(rounds) and (left := [run for run in left if not run.is_over]):
+                if stop.at(rounds) and left:
                     for run in left:
                         run.save()
                     for run in left:
@@ -256,6 +271,16 @@ class Trainer:
                         "The state is saved; the same command goes on from there."
                     )
         return [run.selection for run in runs]
+
+    def _joint_batch(self, items: Sequence[np.ndarray], shape: tuple[int, int]) -> Any:
+        """Batches of some seeds as one, on the devices: arrays with rows and seeds in front."""
+        n_blocks = self.mesh.shape[DATA_AXIS]
+        if len(items) == 1:
+            joint = jax.tree.map(lambda a: a[None], self.examples.batch(items[0], n_blocks))
+        else:
+            joint = self.examples.joint_batch(items, n_blocks)  # type: ignore[attr-defined]
+        in_rows = jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), joint)
+        return put_batch(in_rows, over_rows(self.mesh))
 
     def best(self, place: Place, selection: Selection) -> Params:
         """The parameters of a trained seed that scored best, with the system's reference."""
@@ -289,6 +314,15 @@ class Trainer:
     def new_state(self, params: Params) -> TrainState:
         """The state before the first step, on the devices as ``config.mesh`` says."""
         return jax.device_put(first_state(params, self.optimizers), self.shardings)
+
+    def one_row(self, states: Sequence[TrainState]) -> TrainState:
+        """The state of a row, from the states of its seeds."""
+        if len(states) == 1:
+            return states[0]
+        return jax.jit(
+            lambda *of_seeds: jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_seeds),
+            out_shardings=jax.tree.map(side_by_side, self.shardings),
+        )(*states)
 
     def check_same_data(self, meta: Mapping[str, Any], workdir: Path) -> None:
         """Refuses to go on with a run whose corpus or encoder was another one.
@@ -382,153 +416,6 @@ class Trace:
             else:
                 jax.profiler.start_trace(str(self._folder / "profile"))
             self._running = not self._running
-
-
-class SeedRun:
-    """One seed on its way: its state, and what it writes while it trains."""
-
-    def __init__(self, trainer: Trainer, place: Place, name: str):
-        """Begins with the state of the latest checkpoint, or new, or taken over from another run.
-
-        Args:
-          trainer: what the seeds share.
-          place: the seed and its folders.
-          name: in front of its lines of progress.
-        """
-        self.trainer, self.place = trainer, place
-        self.selection = Selection()
-        state = trainer.new_state(trainer.fresh_params(jax.random.key(place.seed)))
-        self._checkpoints = Checkpointer(place.shared)
-        if restored := self._checkpoints.restore_latest(state):
-            state, meta = restored
-            trainer.check_same_data(meta, place.shared)
-            self.selection = Selection(**meta["selection"])
-            say(
-                f"{name}Going on from step {int(state.step)}, after {self.selection.epoch} whole "
-                "epochs"
-            )
-        elif trainer.config.init_from:
-            state = trainer.new_state(trainer.take_over(state.params))
-        self.step = int(state.step)
-        if self.is_over:
-            return
-        self._state: TrainState | None = state
-        self._order: list[np.ndarray] = []
-        self._order_of: int | None = None  # the epoch that it is of
-        self._log = RunLog(place.folder, resume_step=self.step)
-        self._progress = TrainingProgress(trainer.steps, trainer.steps_per_epoch, self.step, name)
-        self._pending: list[dict[str, jax.Array]] = []
-        self._saved_at, self._saved_step = time.monotonic(), self.step
-        self._score = NOT_SCORED  # of the state
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all epochs are done, or too many of them were no better than the best."""
-        selection, trainer = self.selection, self.trainer
-        done = selection.epoch * trainer.steps_per_epoch >= trainer.steps
-        without_gain = selection.epoch - selection.best_epoch
-        return done or 0 < trainer.config.train.patience <= without_gain
-
-    def next_items(self) -> np.ndarray:
-        """What the next batch holds."""
-        trainer, epoch = self.trainer, self.selection.epoch
-        if self._order_of != epoch:
-            batch_size, seed = trainer.config.train.batch_size, self.place.seed
-            self._order = training_order(trainer.examples, batch_size, seed, epoch)
-            self._order_of = epoch
-        items = self._order[self.step - epoch * trainer.steps_per_epoch]
-        self._progress.saw(len(trainer.examples.rows(items)))
-        return items
-
-    def take_state(self) -> TrainState:
-        """The state, for a step to which it is donated."""
-        state, self._state = self._state, None
-        assert state is not None
-        return state
-
-    def stepped(self, state: TrainState, losses: dict[str, jax.Array]) -> None:
-        """Takes the new state, and does what is due after this step.
-
-        Raises:
-          UserError: losses or predictions are not finite, or nothing can be written.
-        """
-        # 1. Losses stay on the device until a line of progress is due.
-        self._state, self._score = state, NOT_SCORED
-        self._pending.append(losses)
-        self.step += 1
-        trainer, selection, train = self.trainer, self.selection, self.trainer.config.train
-        shown = self.step % trainer.config.log_every == 0
-        if shown:
-            self._report()
-        if self.step < min((selection.epoch + 1) * trainer.steps_per_epoch, trainer.steps):
-            # Several processes ask each other only where they wait anyway.
-            if (shown or jax.process_count() == 1) and self._save_is_due():
-                self.save()
-            return
-
-        # 2. The epoch's end: validation. Nothing is saved before losses and scores are known to be
-        # finite.
-        self._report()
-        early = self.place.folder if selection.epoch == 0 else None
-        self._score, scores = trainer.validate(self.step, state.params, early)
-        better = selection.update(self.step, self._score)
-        self._progress.validated(
-            f"{train.select_on} {train.select_metric}",
-            trainer.shown(self._score),
-            trainer.shown(selection.best_score),
-            selection.best_epoch,
-        )
-        self._log.write(self.step, {"epoch": selection.epoch, train.select_on: scores})
-
-        # 3. Checkpoint.
-        if better or self.is_over or self._save_is_due():
-            self.save()
-        if self.is_over:
-            self.close()
-
-    def save(self) -> None:
-        """Saves the state, unless it is saved."""
-        if self._saved_step == self.step:
-            return
-        self._report()
-        meta = self.trainer.meta(self.selection)
-        self._checkpoints.save(self.step, self._state, meta, self._score)
-        self._saved_at, self._saved_step = time.monotonic(), self.step
-
-    def close(self) -> None:
-        """Returns when all is on disk; the state is given up."""
-        self._checkpoints.wait()
-        self._log.close()
-        self._state = None
-
-    def _save_is_due(self) -> bool:
-        return first_decides(time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS)
-
-    def _report(self) -> None:
-        """Fetches the losses since the last report, checks, logs and shows them.
-
-        Raises:
-          UserError: a loss is not finite; the message names its step.
-        """
-        if not self._pending:
-            return
-        losses = jax.device_get(self._pending)
-        first = self.step - len(losses) + 1
-        self._pending.clear()
-        for offset, parts in enumerate(losses):
-            if not all(np.isfinite(value) for value in parts.values()):
-                shown = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
-                raise self.trainer.diverged(
-                    f"the loss of step {first + offset} is not finite ({shown})"
-                )
-        # A step of one task has no loss of another.
-        names = {name: None for parts in losses for name in parts}
-        means = {
-            name: float(np.mean([parts[name] for parts in losses if name in parts]))
-            for name in names
-        }
-        rate = self._progress.line(self.step, means["loss"])
-        self._log.write(self.step, {**means, "utterances_per_second": round(rate, 1)})
 
 
 def _of_descriptions(record: Any) -> Any:

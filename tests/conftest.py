@@ -110,11 +110,12 @@ def train_and_kill(monkeypatch):
 
     It returns the steps of all saves that were begun; the last of them was not made.
     """
-    from erc_jax import train as module
+    from erc_jax import seed_run, train
+    from erc_jax.checkpoint import Checkpointer
 
     def run(config, workdir, saves):
         steps = []
-        save = module.Checkpointer.save
+        save = Checkpointer.save
 
         def save_or_die(self, step, *rest):
             steps.append(step)
@@ -124,10 +125,10 @@ def train_and_kill(monkeypatch):
             self.wait()
 
         with monkeypatch.context() as patched:
-            patched.setattr(module.Checkpointer, "save", save_or_die)
-            patched.setattr(module, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+            patched.setattr(Checkpointer, "save", save_or_die)
+            patched.setattr(seed_run, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
             with pytest.raises(KeyboardInterrupt):
-                module.train(config, workdir)
+                train.train(config, workdir)
         return steps
 
     return run

@@ -50,7 +50,7 @@ def test_the_line_has_loss_score_rate_and_time_left(clock, capsys):
     lines = TrainingProgress(steps=50, steps_per_epoch=5, start_step=0)
     lines.saw(50)
     clock.now += 10
-    assert lines.line(2, 1.5) == 5.0
+    assert lines.line(2, 1.5) == {"utterances_per_second": 5.0}
     assert capsys.readouterr().out == (
         "epoch 1/10  step 2/50  loss 1.5000  5 utterances/s  at most 4 min 0 s left\n"
     )
@@ -58,11 +58,22 @@ def test_the_line_has_loss_score_rate_and_time_left(clock, capsys):
     lines.validated("validation mcc", 0.25, 0.5, 3)
     lines.saw(30)
     clock.now += 2
-    assert lines.line(10, 0.75) == 15.0
+    assert lines.line(10, 0.75) == {"utterances_per_second": 15.0}
     assert capsys.readouterr().out == (
         "epoch 2/10  step 10/50  loss 0.7500  validation mcc 0.2500 (best 0.5000, epoch 3)  "
         "15 utterances/s  at most 6 min 48 s left\n"
     )
+
+
+def test_how_well_devices_are_used_where_their_peak_is_known(clock, capsys):
+    lines = TrainingProgress(steps=50, steps_per_epoch=5, start_step=0, peak=1e9)
+    for _ in range(3):
+        lines.computed(1e9)
+    clock.now += 10
+    assert lines.line(2, 1.5)["mfu"] == 0.3
+    assert "  MFU 30.0%  at most" in capsys.readouterr().out
+    clock.now += 10
+    assert lines.line(4, 1.5)["mfu"] == 0.0
 
 
 def test_time_left_of_a_run_that_goes_on(clock, capsys):

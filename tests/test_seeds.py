@@ -1,4 +1,8 @@
-"""Several seeds in one program are several runs: the same losses, stops, scores and files."""
+"""Several seeds in one program are several runs: the same losses, stops, scores and files.
+
+They are computed one after another ("unrolled"), as one ("vmapped"), or at the same time by
+different devices ("side by side"), of which there are two here, for three seeds.
+"""
 
 import functools
 import json
@@ -9,7 +13,8 @@ import pytest
 from erc_jax import train as module
 from erc_jax.data.anchors import AnchorExamples
 from erc_jax.data.batching import make_examples
-from erc_jax.steps import make_joint_step
+from erc_jax.errors import UserError
+from erc_jax.steps import JointStep
 from erc_jax.train import train
 from tests.systems import test_sent_emo_context
 from tests.tiny import tiny_config
@@ -31,11 +36,12 @@ def runs(place):
     """Folders of the same runs: apart, in one program, and as one computation."""
     train(config_of(place, seeds_together=1), place / "apart")
     train(config_of(place, seeds_together=SEEDS), place / "unrolled")
+    train(config_of(place, seeds_together=SEEDS, mesh__seeds=2), place / "side by side")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
             module,
-            "make_joint_step",
-            lambda *rest, vectorized, **named: make_joint_step(*rest, vectorized=True, **named),
+            "JointStep",
+            lambda *rest, vectorized, **named: JointStep(*rest, vectorized=True, **named),
         )
         train(config_of(place, seeds_together=SEEDS), place / "vmapped")
     return place
@@ -46,7 +52,7 @@ def lines_of(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["unrolled", "vmapped"])
+@pytest.mark.parametrize("way", ["unrolled", "vmapped", "side by side"])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_each_seed_is_the_run_that_it_would_be_alone(runs, way, seed):
     alone, here = (lines_of(runs / name / "seeds" / str(seed)) for name in ("apart", way))
@@ -80,15 +86,14 @@ def test_metrics_are_those_of_seeds_in_turn(runs):
 
 
 @pytest.mark.slow
-def test_seeds_that_were_killed_go_on(runs, place, tmp_path, train_and_kill):
+@pytest.mark.parametrize(("way", "in_a_row"), [("unrolled", 1), ("side by side", 2)])
+def test_seeds_that_were_killed_go_on(runs, place, tmp_path, train_and_kill, way, in_a_row):
     """Killed while their checkpoints are of different steps."""
-    config = config_of(place, seeds_together=SEEDS)
+    config = config_of(place, seeds_together=SEEDS, mesh__seeds=in_a_row)
     train_and_kill(config, tmp_path, saves=4)
     train(config, tmp_path)
     for seed in range(SEEDS):
-        here, there = (
-            lines_of(folder / "seeds" / str(seed)) for folder in (tmp_path, runs / "unrolled")
-        )
+        here, there = (lines_of(folder / "seeds" / str(seed)) for folder in (tmp_path, runs / way))
         for line in (*here, *there):
             line.pop("utterances_per_second", None)
         assert here == there
@@ -120,14 +125,22 @@ def test_a_joint_batch_holds_each_seed_s_own(examples, n_blocks, drawn):
         np.testing.assert_array_equal(*(of[of >= 0] for of in told))
 
 
+def test_seeds_side_by_side_need_devices(place, tmp_path):
+    with pytest.raises(UserError, match=r"mesh\.seeds is 3, but 3 seeds .* on 2 devices"):
+        train(config_of(place, seeds_together=SEEDS, mesh__seeds=3), tmp_path)
+    with pytest.raises(UserError, match=r"mesh\.seeds is 2, but 1 seeds are"):
+        train(config_of(place, seeds_together=1, mesh__seeds=2), tmp_path)
+
+
 @pytest.mark.slow
-def test_drawn_utterances_too(place, tmp_path):
+@pytest.mark.parametrize("in_a_row", [1, 2])
+def test_drawn_utterances_too(place, tmp_path, in_a_row):
     """SentEmoContext, whose epochs have different objectives."""
     make = functools.partial(
         tiny_config, place, **test_sent_emo_context.FIELDS | {"seeds": 2, "log_every": 1}
     )
     train(make(seeds_together=1), tmp_path / "apart")
-    train(make(seeds_together=2), tmp_path / "together")
+    train(make(seeds_together=2, mesh__seeds=in_a_row), tmp_path / "together")
     for seed in (0, 1):
         here, alone = (
             lines_of(tmp_path / name / "seeds" / str(seed)) for name in ("together", "apart")

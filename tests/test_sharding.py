@@ -12,7 +12,7 @@ import pytest
 
 from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples, training_order
-from erc_jax.sharding import DATA_AXIS, make_mesh, over_blocks, replicated
+from erc_jax.sharding import DATA_AXIS, SEED_AXIS, make_mesh, over_blocks, replicated
 from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import make_system
 
@@ -24,8 +24,8 @@ SEVERAL = 2  # as tests/conftest.py has it
 def test_meshes():
     assert make_mesh().size == len(jax.devices()) == SEVERAL
     mesh = make_mesh(jax.devices()[:2])
-    assert mesh.axis_names == (DATA_AXIS,)
-    assert mesh.size == 2
+    assert dict(mesh.shape) == {SEED_AXIS: 1, DATA_AXIS: 2}
+    assert dict(make_mesh(seeds=2).shape) == {SEED_AXIS: 2, DATA_AXIS: 1}
     batch = jax.device_put(np.arange(6).reshape(2, 3), over_blocks(mesh))
     assert [shard.data.tolist() for shard in batch.addressable_shards] == [[[0, 1, 2]], [[3, 4, 5]]]
     whole = jax.device_put(np.arange(3), replicated(mesh))

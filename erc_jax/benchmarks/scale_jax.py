@@ -8,13 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.mtl_erc_es import sample
 from erc_jax.benchmarks.mtl_erc_es_jax import make_system
 from erc_jax.benchmarks.scale import DIALOGUES_PER_DEVICE, WAYS, seed_batches
-from erc_jax.sharding import make_mesh, put_batch, replicated
-from erc_jax.steps import first_state, make_joint_step
+from erc_jax.sharding import make_mesh, over_rows, put_batch, replicated
+from erc_jax.steps import JointStep, first_state
+
+
+def rows_of_one(batch: Any, mesh: Mesh) -> Any:
+    """A joint batch, of a seed in each row, on the devices."""
+    return put_batch(jax.tree.map(lambda array: array[:, None], batch), over_rows(mesh))
 
 
 def seed_cases(width: int, n_batches: int, dtype: str, seeds: Sequence[int]) -> harness.Cases:
@@ -29,8 +35,13 @@ def seed_cases(width: int, n_batches: int, dtype: str, seeds: Sequence[int]) -> 
 
     shardings = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(new_state))
     steps = {
-        way: make_joint_step(
-            system.objectives(), optimizers, shardings, dtype=dtype, vectorized=way == "vmapped"
+        way: JointStep(
+            system.objectives(),
+            optimizers,
+            shardings,
+            mesh,
+            dtype=dtype,
+            vectorized=way == "vmapped",
         )
         for way in WAYS
     }
@@ -39,22 +50,23 @@ def seed_cases(width: int, n_batches: int, dtype: str, seeds: Sequence[int]) -> 
     }
     for n_seeds in seeds:
         chosen = seed_batches(examples.n_items, n_seeds, n_batches)
-        joint = [put_batch(examples.joint_batch(of, 1), mesh, axis=1) for of in chosen]
+        joint = [rows_of_one(examples.joint_batch(of, 1), mesh) for of in chosen]
         single = [
-            [put_batch(examples.joint_batch([items], 1), mesh, axis=1) for items in of]
-            for of in chosen
+            [rows_of_one(examples.joint_batch([items], 1), mesh) for items in of] for of in chosen
         ]
         states = [new_state() for _ in range(n_seeds)]
 
         def together(step: int, way: str, joint=joint, states=states) -> None:
-            numbers = np.arange(len(states), dtype=np.uint32)
-            results = steps[way](states, joint[step % n_batches], numbers, (0,))
+            numbers = np.arange(len(states), dtype=np.uint32)[:, None]
+            all_of_them = np.ones_like(numbers, bool)
+            results = steps[way](states, joint[step % n_batches], numbers, all_of_them, (0,))
             jax.block_until_ready(results)
             states[:] = [state for state, _ in results]
 
         def apart(step: int, single=single, states=states) -> None:
             for i, batch in enumerate(single[step % n_batches]):
-                results = steps["unrolled"]([states[i]], batch, np.array([i], np.uint32), (0,))
+                number = np.array([[i]], np.uint32)
+                results = steps["unrolled"]([states[i]], batch, number, number == i, (0,))
                 jax.block_until_ready(results)
                 states[i] = results[0][0]
 
@@ -75,12 +87,13 @@ def device_cases(width: int, n_steps: int) -> harness.Cases:
         fresh = first_state(jax.tree.map(jax.numpy.array, params), optimizers)
         state = jax.device_put(fresh, replicated(mesh))
         shardings = jax.tree.map(lambda _: replicated(mesh), state)
-        step = make_joint_step(system.objectives(), optimizers, shardings)
+        step = JointStep(system.objectives(), optimizers, shardings, mesh)
         found = []
         for number in range(n_steps):
             items = np.random.default_rng(number).permutation(examples.n_items)[:n_dialogues]
-            batch = put_batch(examples.joint_batch([items], n_devices), mesh, axis=1)
-            ((state, parts),) = step([state], batch, np.zeros(1, np.uint32), (0,))
+            batch = rows_of_one(examples.joint_batch([items], n_devices), mesh)
+            zero = np.zeros((1, 1), np.uint32)
+            ((state, parts),) = step([state], batch, zero, zero == 0, (0,))
             found.append(float(parts["loss"]))
         return found
 
