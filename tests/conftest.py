@@ -28,8 +28,12 @@ if OPTIMIZATION_FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OPTIMIZATION_FLAG}=0".strip()
 if DEVICES_FLAG not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] = _flags(2)
-# Each worker of pytest-xdist imports this file and so has a cache of its own.
+# Each worker of pytest-xdist imports this file and so has a cache of its own; but what one of them
+# compiles, or a process that a test starts, the others find compiled.
 CACHE = os.environ["ERC_JAX_CACHE"] = tempfile.mkdtemp(prefix="erc_jax-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(CACHE, "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 def pytest_unconfigure():
@@ -40,18 +44,6 @@ def pytest_unconfigure():
 def one_device_env() -> dict[str, str]:
     """The environment of a child process that sees one device, as most users do."""
     return {**os.environ, "XLA_FLAGS": _flags(1)}
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """A module's runs of one shape take the compiled programs from each other."""
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from erc_jax.figures import run_figures
 from erc_jax.train import train
 from tests.tiny import EMOTION_ONLY, tiny_config
 
-pytestmark = [pytest.mark.usefixtures("compiled_once"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "system": "sent_emo_context",

@@ -50,13 +50,7 @@ def configs(place):
 
 
 def start(config, workdir, *, devices, how=()):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": _flags(devices),
-        # What is started again finds its programs compiled.
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(os.environ["ERC_JAX_CACHE"], "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = {**os.environ, "XLA_FLAGS": _flags(devices)}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.pod", str(config), str(workdir), *how],
         env=environment,

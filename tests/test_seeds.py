@@ -24,7 +24,6 @@ FIELDS = {
     **{"seeds": SEEDS, "log_every": 1, "model__dropout": 0.2},
     **{"train__epochs": 6, "train__patience": 1},
 }
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def config_of(place, **fields):

@@ -27,9 +27,6 @@ from tests.tiny import EMOTION_ONLY, SCORES, tiny_config, write_corpus
 SPLITS = ("validation", "test")
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 @pytest.fixture(scope="module")
 def run(place):
     """A finished run of one task, its config and what ``train`` returned. Not to be changed."""

@@ -22,8 +22,6 @@ LENGTHS = np.array([len(word) for word in SPEAKERS_OF])
 N = int(LENGTHS.sum())
 ALL = np.arange(len(LENGTHS))
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def examples_of(names, missing=0.0, seed=0):
     """Dialogues whose utterances lack some of the modalities."""

@@ -30,9 +30,6 @@ HEAD = "head_emotion"
 DROPPING = {"model__dropout": 0.3, "fine_tuning__attention_dropout": 0.2}
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random encoder's."""

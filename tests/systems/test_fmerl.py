@@ -21,8 +21,6 @@ from erc_jax.systems import REFERENCE, make_system
 from erc_jax.workdir import labels_from_json, labels_to_json
 from tests.tiny import drawn_parameters
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 WIDTHS = {"text": 12, "audio": 7, "visual": 5}
 LENGTHS = [5, 1, 9, 3, 1, 7, 2]
 ALL = np.arange(len(LENGTHS))

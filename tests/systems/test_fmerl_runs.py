@@ -22,8 +22,6 @@ from erc_jax.predict import Recognizer
 from erc_jax.train import train
 from tests.tiny import QUESTION, SAID, SCORES, tiny_config, write_encoder
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 SPLITS = ("train", "validation", "test")
 EMOTIONS = ("calm", "happy", "sad")
 SCALE = (1.0, 9.0)

@@ -24,8 +24,6 @@ from erc_jax.sweep import PAPER, sweep
 from erc_jax.train import train
 from tests.tiny import moved_parameters
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 # What is said in each mood, and what the other one answers.
 MOODS = {
     "happy": ("we won the game", "how nice for you"),

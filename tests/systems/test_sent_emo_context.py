@@ -49,9 +49,6 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
 def config_with(**fields):
     config = base_config()
     fields = {"model__dropout": 0.0} | SMALL | fields
