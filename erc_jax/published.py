@@ -1,6 +1,6 @@
 """What the papers report, beside which a run's own scores are read.
 
-A paper's encoder, features and protocol are not a run's: README says what differs.
+A paper's encoder, features and protocol are not a run's: docs/systems.md says what differs.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ PUBLISHED = (
             "dailydialog",
             f"triplet_verification.{metric}",
             value,
-            f"{SEC}; no score of classification, see README",
+            f"{SEC}; no score of classification, see docs/results.md",
             _TRIPLETS,
         )
         for metric, value in (

@@ -1,4 +1,4 @@
-"""Prints the README's table of fine-tuned encoders from the runs that results/encoders.sh made.
+"""Prints docs/results.md's table of fine-tuned encoders from the runs that results/encoders.sh made.
 
 python results/encoder_tables.py RUNS
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every run behind the README's table of fine-tuned encoders; a finished run is only scored again.
+# Every run behind the table of fine-tuned encoders in docs/results.md; a finished run is only scored again.
 #   results/encoders.sh DATA RUNS [ENCODER …]     by default all-MiniLM-L6-v2 and all-mpnet-base-v2
-# DATA holds meld/ and emorynlp/ with the original files; see the README.
+# DATA holds meld/ and emorynlp/ with the original files; see docs/data.md.
 # On two CPU cores about an hour and a half, nearly all of it for MPNet.
 # Then: python results/encoder_tables.py RUNS
 set -euo pipefail

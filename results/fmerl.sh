@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every run behind the tables of FMERL in the README; a finished run is only scored again.
+# Every run behind the tables of FMERL in docs/results.md; a finished run is only scored again.
 #   results/fmerl.sh DATA RUNS NORMS
-# DATA holds mosi/ and meld/ with the original files and iemocap/ with JSON lines; see the README.
+# DATA holds mosi/ and meld/ with the original files and iemocap/ with JSON lines; see docs/data.md.
 # NORMS is the CSV file of Warriner's norms.
 # Then: python results/fmerl_tables.py RUNS
 set -euo pipefail

