@@ -9,9 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
-import json
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,29 +19,35 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from erc_jax.data.dialogue import Dialogue, decode, read_bytes, write_whole
-from erc_jax.encoders import hub
+from erc_jax.data.dialogue import Dialogue
 from erc_jax.encoders.bert import Bert
+from erc_jax.encoders.model_folder import (
+    CONFIG,
+    TOKENIZER,
+    ModelFolder,
+    fingerprint_of,
+    type_of,
+    write_model,
+)
 from erc_jax.encoders.mpnet import MPNet
 from erc_jax.encoders.packing import SHORTEST, Block, TokenSequence, make_blocks, pack_rows
 from erc_jax.encoders.reading import Reader
 from erc_jax.encoders.roberta import Roberta
-from erc_jax.encoders.transformer import Encoder
-from erc_jax.encoders.weights import (
-    WEIGHTS,
-    check_sha256,
-    load_params,
-    read_json,
-    save_params,
-    sha256_of,
-    weights_files,
+from erc_jax.encoders.sentence_files import (
+    CONTEXTS,
+    POOLINGS,
+    Pooling,
+    describing_files,
+    read_context,
+    read_limits,
+    read_pooling,
 )
+from erc_jax.encoders.transformer import Encoder
+from erc_jax.encoders.weights import load_params
 from erc_jax.errors import UserError
 
 # By config.json's model_type. (DistilRoBERTa calls itself a roberta.)
 ARCHITECTURES: dict[str, type[Encoder]] = {"bert": Bert, "roberta": Roberta, "mpnet": MPNet}
-POOLINGS = ("mean", "cls", "max")
-CONTEXTS = ("none", "dialogue")
 
 # Block shapes, [rows, tokens]. 768 tokens keep two cores busy and still fit a CPU's caches; rows
 # of 48 tokens hold nearly every utterance, and attention's cost grows with the row. A request that
@@ -55,19 +58,9 @@ SMALL = (4, 48)
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
-# Beside the published files: what only this library knows of an encoder.
-OWN_FILE = "erc_jax.json"
-CROSS_FITTED = "train_features.safetensors"  # see erc_jax.cross_fitting
+CROSS_FITTED = "train_features.safetensors"  # beside the published files; see cross_fitting
 # Published files that say nothing to us, but without which other libraries do not load a folder.
 CARRIED_ALONG = ("tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooling:
-    """How hidden states become one vector."""
-
-    mode: str  # one of POOLINGS
-    normalize: bool  # to Euclidean length 1
 
 
 class SentenceEncoder:
@@ -146,42 +139,34 @@ class SentenceEncoder:
           UserError: there is no such model here and the hub cannot be reached; a file is missing,
             damaged, or does not belong to the others; the weights are not the expected ones.
         """
-        folder, published = hub.find_model(name_or_path)
-        weights = weights_files(folder)
-        found = check_sha256(weights, name_or_path, published, sha256)
-        if dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
-        config = read_json(folder / "config.json")
-        architecture = ARCHITECTURES.get(str(config.get("model_type")))
+        kind = type_of(dtype)
+        found = ModelFolder.find(name_or_path, sha256)
+        architecture = ARCHITECTURES.get(str(found.config.get("model_type")))
         if architecture is None:
             raise UserError(
-                f"{folder / 'config.json'}: unknown architecture, model_type is "
-                f"{config.get('model_type')!r}; expected one of {', '.join(ARCHITECTURES)}"
+                f"{found.path / CONFIG}: unknown architecture, model_type is "
+                f"{found.config.get('model_type')!r}; expected one of {', '.join(ARCHITECTURES)}"
             )
-        kind = jnp.dtype(dtype)
-        module = architecture.from_folder(folder, config, dtype=kind, param_dtype=kind)
-        params = load_params(weights, module, kind)
-        pooling = _read_pooling(folder, module.config.hidden_size)
-        max_length, lower_case = _read_limits(folder, module.config.longest)
-        context = _read_context(folder)
-        tokenizer = read_tokenizer(folder / "tokenizer.json", module.config.vocab_size)
+        module = architecture.from_folder(found.path, found.config, dtype=kind, param_dtype=kind)
+        params = load_params(found.weights, module, kind)
+        pooling = read_pooling(found.path, module.config.hidden_size)
+        max_length, lower_case = read_limits(found.path, module.config.longest)
+        context = read_context(found.path)
+        tokenizer = found.tokenizer(module.config.vocab_size)
         decisive = [
-            found,
-            sha256_of([folder / "config.json"]),
-            sha256_of([folder / "tokenizer.json"]),
+            found.sha256,
+            *found.sums((CONFIG, TOKENIZER)),
             dataclasses.asdict(pooling),
             context,
             max_length,
             lower_case,
             dtype,
+            *found.sums((CROSS_FITTED,)),
         ]
-        cross_fitted = folder / CROSS_FITTED
-        if cross_fitted.is_file():
-            decisive.append(sha256_of([cross_fitted]))
-        carried = ("config.json", "tokenizer.json", *CARRIED_ALONG)
+        cross_fitted = found.path / CROSS_FITTED
         return cls(
             name=name_or_path,
-            folder=folder.absolute(),
+            folder=found.path.absolute(),
             module=module,
             params=params,
             pooling=pooling,
@@ -189,9 +174,9 @@ class SentenceEncoder:
             tokenizer=tokenizer,
             max_length=max_length,
             lower_case=lower_case,
-            sha256=found,
-            fingerprint=hashlib.sha256(json.dumps(decisive).encode()).hexdigest(),
-            files={f: (folder / f).read_bytes() for f in carried if (folder / f).is_file()},
+            sha256=found.sha256,
+            fingerprint=fingerprint_of(decisive),
+            files=found.contents((CONFIG, TOKENIZER, *CARRIED_ALONG)),
             cross_fitted=cross_fitted if cross_fitted.is_file() else None,
         )
 
@@ -235,7 +220,7 @@ class SentenceEncoder:
         other.reader = Reader(self._tokenizer, other.max_length, self._lower_case)
         other._embed = jax.jit(functools.partial(_embed, self.module, other.pooling.mode))
         decisive = [other.fingerprint, repr(other.pooling), other.context, other.max_length]
-        other.fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+        other.fingerprint = fingerprint_of(decisive)
         return other
 
     def encode(
@@ -351,38 +336,11 @@ class SentenceEncoder:
         Raises:
           UserError: nothing can be written there.
         """
-        folder = Path(folder)
-        modules = ["Transformer", "Pooling"] + ["Normalize"] * self.pooling.normalize
-        records: dict[str, Any] = {
-            "modules.json": [
-                {
-                    "idx": i,
-                    "name": str(i),
-                    "path": f"{i}_{kind}" if i else "",
-                    "type": f"sentence_transformers.models.{kind}",
-                }
-                for i, kind in enumerate(modules)
-            ],
-            "1_Pooling/config.json": {
-                "word_embedding_dimension": self.width,
-                "pooling_mode_cls_token": self.pooling.mode == "cls",
-                "pooling_mode_mean_tokens": self.pooling.mode == "mean",
-                "pooling_mode_max_tokens": self.pooling.mode == "max",
-            },
-            "sentence_bert_config.json": {
-                "max_seq_length": self.max_length,
-                "do_lower_case": self._lower_case,
-            },
-            OWN_FILE: {"context": self.context},
-        }
-        save_params(folder / WEIGHTS, self.params if params is None else params)
-        # config.json goes first and comes last: a folder without it, whose saving was broken off,
-        # is no model.
-        (folder / "config.json").unlink(missing_ok=True)
-        for name, record in records.items():
-            write_whole(folder / name, json.dumps(record, indent=2) + "\n")
-        for name in sorted(self._files, key=lambda name: name == "config.json"):
-            write_whole(folder / name, self._files[name])
+        described = describing_files(
+            self.pooling, self.width, self.max_length, self._lower_case, self.context
+        )
+        params = self.params if params is None else params
+        write_model(Path(folder), params, {**described, **self._files})
 
 
 def pool(hidden: jax.Array, slots: jax.Array, mode: str) -> jax.Array:
@@ -428,106 +386,3 @@ def _embed(
     with jax.default_matmul_precision("float32"):
         hidden: Any = module.apply({"params": params}, ids, segments, positions)
         return pool(hidden, slots, mode)
-
-
-def _read_context(folder: Path) -> str:
-    """How a fine-tuned encoder reads; published ones read sentences alone."""
-    file = folder / OWN_FILE
-    if not file.exists():
-        return "none"
-    context = read_json(file).get("context")
-    if context not in CONTEXTS:
-        raise UserError(f"{file}: context is {context!r}; expected one of {', '.join(CONTEXTS)}")
-    return context
-
-
-def _read_pooling(folder: Path, width: int) -> Pooling:
-    """What modules.json and the pooling module's config.json say.
-
-    Raises:
-      UserError: the model ends in modules that are not known here.
-    """
-    file = folder / "modules.json"
-    if not file.exists():
-        logging.warning("%s: not found; taking the mean over tokens, not normalised", file)
-        return Pooling("mean", normalize=False)
-    modules = read_json(file, list)
-    # Types are import paths, which moved between versions: "sentence_transformers.models.Pooling".
-    kinds = [
-        str(module.get("type") if isinstance(module, dict) else module).rpartition(".")[2]
-        for module in modules
-    ]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise UserError(
-            f"{file}: the model consists of {', '.join(kinds)}; expected Transformer, Pooling and, "
-            "if it is there, Normalize: choose another model"
-        )
-    file = folder / str(modules[1].get("path")) / "config.json"
-    config = read_json(file)
-    modes = [
-        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-        for key, value in config.items()
-        if key.startswith("pooling_mode_") and value is True
-    ]
-    # What newer versions of sentence-transformers write: {"pooling_mode": "mean"}.
-    if isinstance(named := config.get("pooling_mode"), str):
-        modes = [named]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        found = ", ".join(modes) or "not named"
-        raise UserError(f"{file}: pooling is {found}; expected one of {', '.join(POOLINGS)}")
-    size = config.get("word_embedding_dimension", config.get("embedding_dimension", width))
-    if size != width:
-        raise UserError(
-            f"{file}: vectors of {size} are pooled, but the hidden size is {width} by config.json; "
-            "take both files from one model"
-        )
-    return Pooling(modes[0], normalize=kinds[-1] == "Normalize")
-
-
-def _read_limits(folder: Path, longest: int) -> tuple[int, bool]:
-    """Tokens in a sentence, at most the model's longest, and whether texts are lower-cased."""
-    file = folder / "sentence_bert_config.json"
-    limits = read_json(file) if file.exists() else {}
-    max_length = limits.get("max_seq_length")
-    if max_length is None:
-        # Newer versions of sentence-transformers keep it with the tokenizer; 1e30 is "none".
-        file = folder / "tokenizer_config.json"
-        of_tokenizer = read_json(file) if file.exists() else {}
-        max_length = of_tokenizer.get("model_max_length", longest)
-        max_length = longest if isinstance(max_length, float) else max_length
-    if not isinstance(max_length, int) or max_length < 3:
-        raise UserError(
-            f"{file}: the maximum length is {max_length!r}; expected a whole number of at least 3"
-        )
-    return min(max_length, longest), bool(limits.get("do_lower_case", False))
-
-
-def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
-    """The published tokenizer without its truncation and padding.
-
-    Raises:
-      UserError: the file is missing or damaged, or its vocabulary is not the weights'.
-    """
-    text = decode(read_bytes(file), str(file))
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise UserError(f"{file}: not a tokenizer ({error}); fetch it again") from error
-    # Rows without a word are common: embeddings are rounded up to a multiple of 64 or 128.
-    spare = vocab_size - tokenizer.get_vocab_size()
-    if not 0 <= spare < 128:
-        raise UserError(
-            f"{file}: the vocabulary has {tokenizer.get_vocab_size()} words, but the weights have "
-            f"{vocab_size} rows by config.json; take the tokenizer from where the weights are from"
-        )
-    # Some published files pad everything to 128 tokens.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    frame = tokenizer.encode("").ids
-    if len(frame) != 2:
-        raise UserError(
-            f"{file}: a sentence must begin and end with one special token, such as [CLS] and "
-            f"[SEP], but the empty one has {len(frame)} tokens; take the file from where the "
-            "weights are from, or choose another model"
-        )
-    return tokenizer

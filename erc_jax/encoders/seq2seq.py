@@ -7,40 +7,36 @@ replies are searched for (beams, length penalty, …) is not the model's to say,
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from erc_jax.data.dialogue import write_whole
-from erc_jax.encoders import hub
 from erc_jax.encoders.bart import Bart
 from erc_jax.encoders.bart_config import BartConfig
 from erc_jax.encoders.bart_layers import INIT_STD
+from erc_jax.encoders.model_folder import (
+    CONFIG,
+    TOKENIZER,
+    ModelFolder,
+    fingerprint_of,
+    to_json,
+    type_of,
+    write_model,
+)
 from erc_jax.encoders.new_tokenizer import TOKENIZER_CONFIG
 from erc_jax.encoders.reading import Reader
-from erc_jax.encoders.sentence import read_tokenizer
-from erc_jax.encoders.weights import (
-    WEIGHTS,
-    check_sha256,
-    load_params,
-    read_json,
-    save_params,
-    sha256_of,
-    weights_files,
-)
+from erc_jax.encoders.weights import WEIGHTS, load_params, read_json
 from erc_jax.errors import UserError
 
 MODEL = "model"  # the folder of a run's workdir that has its model
 GENERATION = "generation_config.json"
 # What is fetched of a model on the hub; see ``hub.FILES``.
-FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", GENERATION, WEIGHTS)
+FILES = (CONFIG, TOKENIZER, "tokenizer_config.json", GENERATION, WEIGHTS)
 # Published files that say nothing to us, but without which transformers knows no special tokens.
 CARRIED_ALONG = ("tokenizer_config.json", "special_tokens_map.json")
 # By config.json and generation_config.json: what a generated text has to begin and to end with.
@@ -116,53 +112,43 @@ class Seq2Seq:
           UserError: there is no such model here and the hub cannot be reached; a file is missing,
             damaged, or does not belong to the others; the weights are not the expected ones.
         """
-        folder, published = hub.find_model(name_or_path, part=MODEL, files=FILES)
-        weights = weights_files(folder)
-        found = check_sha256(weights, name_or_path, published, sha256)
-        if dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype is {dtype!r}; expected 'float32' or 'bfloat16'")
-        file = folder / "config.json"
-        record = read_json(file)
-        if record.get("model_type") != "bart":
+        kind = type_of(dtype)
+        found = ModelFolder.find(name_or_path, sha256, part=MODEL, files=FILES)
+        where = str(found.path / CONFIG)
+        if found.config.get("model_type") != "bart":
             raise UserError(
-                f"{file}: model_type is {record.get('model_type')!r}; expected 'bart': a model "
-                "that writes texts is needed here, such as facebook/bart-base"
+                f"{where}: model_type is {found.config.get('model_type')!r}; expected 'bart': a "
+                "model that writes texts is needed here, such as facebook/bart-base"
             )
-        config = BartConfig.from_json(record, str(file))
-        forced = _read_forced(folder, record, config)
-        module = Bart(config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
-        params = load_params(weights, module, jnp.dtype(dtype))
-        file = folder / "tokenizer.json"
+        config = BartConfig.from_json(found.config, where)
+        forced = _read_forced(found, config)
+        module = Bart(config, dtype=kind, param_dtype=kind)
+        params = load_params(found.weights, module, kind)
+        file = found.path / TOKENIZER
         if not file.is_file():
             raise UserError(
                 f"{file}: not found; fetch it from where the weights are from. Where they have "
                 "only vocab.json and merges.txt, transformers makes it of these: "
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
-        tokenizer = read_tokenizer(file, config.vocab_size)
+        tokenizer = found.tokenizer(config.vocab_size)
         frame = [config.bos_token_id, config.eos_token_id]
         if (ids := tokenizer.encode("").ids) != frame:
             raise UserError(
                 f"{file}: puts texts between the tokens {ids}; expected "
                 f"{frame} by config.json; take both files from one model"
             )
-        decisive = ("config.json", "tokenizer.json", GENERATION)
-        files = {
-            f: (folder / f).read_bytes()
-            for f in (*decisive, *CARRIED_ALONG)
-            if (folder / f).is_file()
-        }
-        sums = [sha256_of([folder / f]) for f in decisive if f in files]
+        decisive = (CONFIG, TOKENIZER, GENERATION)
         return cls(
             name=name_or_path,
-            folder=folder.absolute(),
+            folder=found.path.absolute(),
             module=module,
             params=params,
             tokenizer=tokenizer,
             forced=forced,
-            sha256=found,
-            fingerprint=_sha256([found, *sums, dtype]),
-            files=files,
+            sha256=found.sha256,
+            fingerprint=fingerprint_of([found.sha256, *found.sums(decisive), dtype]),
+            files=found.contents((*decisive, *CARRIED_ALONG)),
         )
 
     @classmethod
@@ -213,11 +199,11 @@ class Seq2Seq:
         config = BartConfig.from_json(record, "a model from scratch")
         module = Bart(config)
         files = {
-            "config.json": record,
-            "tokenizer.json": json.loads(tokenizer.to_str()),
+            CONFIG: record,
+            TOKENIZER: json.loads(tokenizer.to_str()),
             "tokenizer_config.json": {**TOKENIZER_CONFIG, "model_max_length": max_tokens},
         }
-        made_from = _sha256([files, seed])
+        made_from = fingerprint_of([files, seed])
         return cls(
             name="a model from scratch",
             folder=None,
@@ -227,7 +213,7 @@ class Seq2Seq:
             forced=(None, config.eos_token_id),
             sha256=made_from,
             fingerprint=made_from,
-            files={name: _json(of).encode() for name, of in files.items()},
+            files={name: to_json(of).encode() for name, of in files.items()},
         )
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
@@ -265,38 +251,28 @@ class Seq2Seq:
         Raises:
           UserError: nothing can be written there.
         """
-        folder = Path(folder)
         params = self.params if params is None else params
         # What is saved is this, whatever the model was published as.
-        config = json.loads(self._files["config.json"])
+        config = json.loads(self._files[CONFIG])
         config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
         config["architectures"] = ["BartForConditionalGeneration"]
         bias = "final_logits_bias"
         body = {name: value for name, value in params.items() if name != bias}
-        save_params(folder / WEIGHTS, {Bart.PREFIX.rstrip("."): body, bias: params[bias]})
-        # config.json goes first and comes last: a folder without it, whose saving was broken off,
-        # is no model.
-        (folder / "config.json").unlink(missing_ok=True)
-        for name, content in self._files.items():
-            if name != "config.json":
-                write_whole(folder / name, content)
-        write_whole(folder / "config.json", _json(config))
+        tensors = {Bart.PREFIX.rstrip("."): body, bias: params[bias]}
+        write_model(Path(folder), tensors, {**self._files, CONFIG: to_json(config)})
 
 
-def _read_forced(
-    folder: Path, record: Mapping[str, Any], config: BartConfig
-) -> tuple[int | None, int | None]:
+def _read_forced(found: ModelFolder, config: BartConfig) -> tuple[int | None, int | None]:
     """The tokens that a text has to begin and to end with.
 
     Args:
-      folder: of the model.
-      record: its parsed config.json.
-      config: read from it.
+      found: the model's folder.
+      config: read from its config.json.
 
     Raises:
       UserError: generation_config.json contradicts config.json.
     """
-    file = folder / GENERATION
+    file = found.path / GENERATION
     generation = read_json(file) if file.is_file() else {}
     for field in dataclasses.fields(config):
         said, known = generation.get(field.name), getattr(config, field.name)
@@ -305,19 +281,11 @@ def _read_forced(
                 f"{file}: {field.name} is {said!r}, but {known!r} by config.json; take both files "
                 "from one model"
             )
-    first, last = (generation.get(name, record.get(name)) for name in FORCED)
+    first, last = (generation.get(name, found.config.get(name)) for name in FORCED)
     for name, token in zip(FORCED, (first, last), strict=True):
         if token is not None and token not in range(config.vocab_size):
             raise UserError(
-                f"{folder}: {name} is {token!r}; expected the number of a token, or null; take "
+                f"{found.path}: {name} is {token!r}; expected the number of a token, or null; take "
                 f"config.json and {GENERATION} from one model"
             )
     return first, last
-
-
-def _sha256(decisive: Any) -> str:
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-
-
-def _json(record: Any) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from erc_jax.data.dialogue import Dialogue, Utterance
-from erc_jax.encoders import sentence
+from erc_jax.encoders import model_folder
 from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.encoders.sentence_files import Pooling
 from erc_jax.errors import UserError
 from tests.tiny import WORDS, write_encoder
 
@@ -104,7 +105,7 @@ def test_pooling_is_kept(encoder, tmp_path, pooling, normalize):
     adapted = encoder.adapted(pooling=pooling, normalize=normalize)
     adapted.save_pretrained(tmp_path / "saved")
     again = SentenceEncoder.from_pretrained(str(tmp_path / "saved"))
-    assert again.pooling == adapted.pooling == sentence.Pooling(pooling, normalize)
+    assert again.pooling == adapted.pooling == Pooling(pooling, normalize)
     vectors = again.encode(TEXTS)
     np.testing.assert_array_equal(vectors, adapted.encode(TEXTS))
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1) == normalize
@@ -194,7 +195,7 @@ def test_half_an_encoder_is_none(encoder, tmp_path, monkeypatch, over):
     whole = tmp_path / "whole"
     encoder.save_pretrained(whole)
     tuned = jax.tree.map(lambda x: 1.1 * x, encoder.params)
-    write = sentence.write_whole
+    write = model_folder.write_whole
     n_files = len(files_of(whole))
     for budget in range(n_files):
         folder = tmp_path / str(budget)
@@ -209,7 +210,7 @@ def test_half_an_encoder_is_none(encoder, tmp_path, monkeypatch, over):
             write(path, content)
 
         with monkeypatch.context() as patched:
-            patched.setattr("erc_jax.encoders.sentence.write_whole", write_some)
+            patched.setattr("erc_jax.encoders.model_folder.write_whole", write_some)
             patched.setattr("erc_jax.encoders.weights.write_whole", write_some)
             with pytest.raises(UserError, match="cannot be written"):
                 encoder.adapted(pooling="max").save_pretrained(folder, tuned)

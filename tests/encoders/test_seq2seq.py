@@ -235,7 +235,7 @@ def test_half_a_model_is_none(new, folder, monkeypatch, n_written):
 
     tuned = jax.tree.map(lambda x: 1.1 * x, new.params)
     with monkeypatch.context() as patched:
-        patched.setattr("erc_jax.encoders.seq2seq.write_whole", write_some)
+        patched.setattr("erc_jax.encoders.model_folder.write_whole", write_some)
         patched.setattr("erc_jax.encoders.weights.write_whole", write_some)
         with pytest.raises(UserError, match="cannot be written"):
             new.save_pretrained(folder, tuned)
