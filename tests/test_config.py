@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from erc_jax import config as config_module
 from erc_jax.config import (
     base_config,
     check_same_run,
@@ -17,6 +16,7 @@ from erc_jax.config import (
     read_config,
     save_config,
 )
+from erc_jax.config.checks import CHOICES, RANGES
 from erc_jax.errors import UserError
 
 SHIPPED = ("dailydialog", "emorynlp", "iemocap", "meld", "mosi", "own", "quickstart")
@@ -138,7 +138,7 @@ def test_values_that_could_only_fail_later_are_refused(field, value, expected):
 
 def test_every_checked_field_exists():
     fields = dict(flatten(base_config()))
-    assert set(config_module._RANGES) | set(config_module._CHOICES) <= set(fields)
+    assert set(RANGES) | set(CHOICES) <= set(fields)
 
 
 def test_a_run_keeps_its_config(tmp_path):
