@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, overload
 import numpy as np
 
 from erc_jax import progress
+from erc_jax.data.batching import Examples
 from erc_jax.data.descriptions import known_descriptions, load_descriptions
 from erc_jax.data.dialogue import Dialogue, iter_dialogues
 from erc_jax.data.labels import LabelSpace
 from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Predictor, label_dialogues
 from erc_jax.experiment import Encoder, described, to_arrays
+from erc_jax.predictor import Predictor, label_dialogues
 from erc_jax.progress import say
 from erc_jax.sharding import make_mesh
 from erc_jax.systems import Params, Recognition
@@ -176,4 +178,6 @@ class Recognizer:
             cached=False,
             progress=progress.Counter("features"),
         )
+        if isinstance(examples, Examples):  # those of tokens have few shapes as they are
+            examples = dataclasses.replace(examples, few_shapes=True)
         return label_dialogues(self.system, parsed, self._predictor(self._params, examples))

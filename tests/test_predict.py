@@ -12,10 +12,13 @@ import pytest
 from erc_jax import Recognizer, UserError
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import save_config
+from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.feature_files import FeatureTable, save_feature_file
 from erc_jax.data.labels import SENTIMENTS, SHIFTS
 from erc_jax.evaluate import evaluate_file
-from erc_jax.experiment import prepare
+from erc_jax.experiment import prepare, to_arrays
+from erc_jax.predictor import Predictor, label_dialogues
+from erc_jax.sharding import make_mesh
 from erc_jax.train import Selection, Trainer
 from tests.tiny import EMOTION_ONLY, tiny_config, write_encoder
 
@@ -136,6 +139,53 @@ def test_one_several_and_none(recognizer):
     assert recognizer.predict([]) == []
     with pytest.raises(UserError, match='expected a list "utterances"'):
         recognizer.predict({"turns": []})
+
+
+def turns(number, start=0):
+    said = [("Ann", "we won"), ("Bob", "oh my"), ("Ann", "a b c"), ("Cleo", "x y")]
+    chosen = (said[(start + i) % 4] for i in range(number))
+    return [{"speaker": speaker, "text": text} for speaker, text in chosen]
+
+
+def test_few_programs_are_compiled_and_padding_changes_nothing(workdir, monkeypatch):
+    from erc_jax.systems.mtl_erc_es import MtlErcEs
+
+    shapes = []
+    predict = MtlErcEs.predict
+
+    def traced(self, params, batch):
+        shapes.append(batch.dialogue.index.shape[1:])
+        return predict(self, params, batch)
+
+    monkeypatch.setattr(MtlErcEs, "predict", traced)
+    recognizer = Recognizer.from_pretrained(workdir)
+    talks = [{"id": str(n), "utterances": turns(n, start=n)} for n in (1, 5, 10, 16, 17, 30)]
+    alone = [recognizer.predict(talk) for talk in talks]
+    assert shapes == [(16, 1), (32, 1)]
+    together = recognizer.predict(talks)
+    assert len(shapes) == 3  # and no more where there is more of the same
+    recognizer.predict([*talks, {"utterances": turns(3)}])
+    assert len(shapes) == 3
+
+    def probabilities(records):
+        return [
+            u["probabilities"][name]
+            for r in records
+            for u in r["utterances"]
+            for name in u["probabilities"]
+        ]
+
+    # Different programs round differently, and by no more.
+    np.testing.assert_allclose(probabilities(together), probabilities(alone), rtol=0, atol=1e-6)
+    whole = evaluated(recognizer, talks)  # as training's evaluation pads
+    np.testing.assert_allclose(probabilities(whole), probabilities(alone), rtol=0, atol=1e-6)
+
+
+def evaluated(recognizer, talks):
+    dialogues = [Dialogue.from_json(talk) for talk in talks]
+    examples = to_arrays(dialogues, recognizer.encoder, recognizer.system, {}, cached=False)
+    predictor = Predictor(recognizer.system, make_mesh())
+    return label_dialogues(recognizer.system, dialogues, predictor(recognizer._params, examples))
 
 
 def test_what_the_model_did_not_learn_is_left_out(tmp_path):

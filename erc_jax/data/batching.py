@@ -17,7 +17,7 @@ from flax import struct
 
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.labels import UNLABELLED, previous_utterances
-from erc_jax.data.packing import Array, Layout, pack_sequences, round_up
+from erc_jax.data.packing import Array, Layout, pack_sequences, round_up, rows_needed
 
 
 class Split(Protocol):
@@ -106,6 +106,8 @@ class Examples:
       labels: task to int32 [N].
       window: if given, a batch's ``dialogue`` layout has a row for each run of up to so many
         utterances of a dialogue, and so many slots, in place of rows of whole dialogues.
+      few_shapes: batches come in the few shapes of ``few_shapes``, for prediction: each shape is
+        compiled for, and what is asked for next is not known.
     """
 
     features: Any
@@ -116,6 +118,7 @@ class Examples:
     speaker_number: np.ndarray
     labels: Mapping[str, np.ndarray]
     window: int | None = None
+    few_shapes: bool = False
 
     @property
     def n_dialogues(self) -> int:
@@ -177,8 +180,16 @@ class Examples:
                     )
                 )
                 in_block.append(np.repeat(dialogues[block], lengths[block]))
+        speakers = [self.speaker_sequence[r] for r in rows]
+        slots: int | None = None
+        n_rows: int | None = None
         n_padded = round_up(max(map(len, rows)))
+        if self.few_shapes:
+            slots, n_rows = few_shapes([*in_block, *speakers])
+            n_padded = slots * n_rows
+        speaker = _layouts(speakers, n_padded, slots, n_rows)
         if self.window:
+            slots, n_rows = self.window, None
             # A number for each (dialogue, window).
             places = [r - self.starts[of] for r, of in zip(rows, in_block, strict=True)]
             longest = int(np.diff(self.starts).max(initial=1))
@@ -199,8 +210,8 @@ class Examples:
                 [_previous(self.back_speaker[r]) for r in rows], n_padded, -1
             ),
             speaker_number=stack_blocks([self.speaker_number[r] for r in rows], n_padded, 0),
-            dialogue=_layouts(in_block, n_padded, self.window),
-            speaker=_layouts([self.speaker_sequence[r] for r in rows], n_padded),
+            dialogue=_layouts(in_block, n_padded, slots, n_rows, alone=self.window is not None),
+            speaker=speaker,
             labels={
                 task: stack_blocks([labels[r] for r in rows], n_padded, UNLABELLED)
                 for task, labels in self.labels.items()
@@ -314,21 +325,59 @@ def stack_blocks(blocks: Sequence[np.ndarray], n_padded: int, fill: float) -> np
     return out
 
 
-def _layouts(sequence_of: Sequence[np.ndarray], n_padded: int, window: int | None = None) -> Layout:
+LEAST_SLOTS = 16  # of few_shapes
+
+
+def shapes_up_to(utterances: int) -> list[tuple[int, int]]:
+    """The few shapes, slots T and rows R, with at most so many places; the smallest first."""
+    shapes = []
+    slots = LEAST_SLOTS
+    while slots <= utterances:
+        rows = 1
+        while slots * rows <= utterances:
+            shapes.append((slots, rows))
+            rows *= 2
+        slots *= 2
+    return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
+
+
+def few_shapes(sequence_of: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Slots T and rows R that sequences are packed in, both powers of two; then N is T · R.
+
+    A conversation alone has one row, of 16, 32, 64 ... slots.
+
+    Args:
+      sequence_of: numbers of the sequences, by utterance, of everything that is packed alike.
+    """
+    lengths = [np.unique(of, return_counts=True)[1] for of in sequence_of]
+    slots = max(LEAST_SLOTS, _power_of_two(max(int(of.max(initial=1)) for of in lengths)))
+    return slots, _power_of_two(max(rows_needed(of, slots) for of in lengths))
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 0).bit_length()
+
+
+def _layouts(
+    sequence_of: Sequence[np.ndarray],
+    n_padded: int,
+    slots: int | None = None,
+    rows: int | None = None,
+    *,
+    alone: bool = False,
+) -> Layout:
     """Layouts of all blocks with one common shape, stacked.
 
     Args:
       sequence_of: per block, the sequence of each of its utterances.
       n_padded: N.
-      window: if given, each sequence has a row of so many slots to itself.
+      slots: T, by default what the longest sequence needs.
+      rows: R, by default what the block with the most sequences needs.
+      alone: each sequence has a row to itself.
     """
-    slots: int | None = window
-    rows: int | None = None
     for _ in range(3):  # each block for itself; then in the longest's slots; then in the most rows
         layouts = [
-            pack_sequences(
-                sequence, n_padded=n_padded, n_slots=slots, n_rows=rows, alone=window is not None
-            )
+            pack_sequences(sequence, n_padded=n_padded, n_slots=slots, n_rows=rows, alone=alone)
             for sequence in sequence_of
         ]
         shapes = {layout.index.shape for layout in layouts}

@@ -123,6 +123,11 @@ def _first_fit(lengths: np.ndarray, n_slots: int) -> tuple[np.ndarray, np.ndarra
     return row_of, start_of, int(np.count_nonzero(used))
 
 
+def rows_needed(lengths: np.ndarray, n_slots: int) -> int:
+    """How many rows of so many slots ``pack_sequences`` places sequences of these lengths into."""
+    return _first_fit(lengths, n_slots)[2]
+
+
 def round_up(n: int) -> int:
     """The next N of the ladder 8, 16, 24, ... 256, 272, 288, ...: sixteen steps an octave above.
 

@@ -6,6 +6,7 @@ import pytest
 
 from erc_jax.data.batching import (
     make_examples,
+    shapes_up_to,
     training_order,
 )
 from erc_jax.data.labels import UNLABELLED
@@ -59,10 +60,12 @@ def test_features_that_are_not_the_dialogues_are_refused(random_dialogues):
         make_examples(random_dialogues([3, 5]), np.zeros((7, 2), np.float32), {})
 
 
+@pytest.mark.parametrize("few_shapes", [False, True])
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 8, 11])
 @pytest.mark.parametrize("lengths", [RAGGED, [1], [40], [1, 1, 1]])
-def test_everything_lands_on_its_row(examples_of, lengths, n_blocks):
+def test_everything_lands_on_its_row(examples_of, lengths, n_blocks, few_shapes):
     examples, dialogues = examples_of(lengths)
+    examples = dataclasses.replace(examples, few_shapes=few_shapes)
     expected = expected_rows(dialogues)
     chosen = np.random.default_rng(1).permutation(len(lengths))[: max(1, len(lengths) - 2)]
     batch = examples.batch(chosen, n_blocks)
@@ -160,6 +163,44 @@ def test_an_epoch_meets_few_shapes(examples_of):
                 padded.append(1 - batch.real.mean())
         assert len(shapes) <= 6
         assert np.mean(padded) < 0.15
+
+
+def shapes_of(batch):
+    return {tuple(leaf.shape for leaf in jax.tree.leaves(batch))}
+
+
+def test_what_is_asked_for_has_few_shapes(examples_of):
+    """Conversations of any length, alone and together, as a server meets them."""
+    rng = np.random.default_rng(0)
+    met, usual = set(), set()
+    for _ in range(300):
+        lengths = [int(rng.integers(1, 101)), *rng.integers(1, 25, rng.integers(3))]
+        examples, _ = examples_of(lengths, n_speakers=int(rng.integers(1, 6)))
+        usual |= shapes_of(examples.batch(np.arange(len(lengths))))
+        batch = dataclasses.replace(examples, few_shapes=True).batch(np.arange(len(lengths)))
+        slots, rows = batch.dialogue.index.shape[1:]
+        assert batch.speaker.index.shape == batch.dialogue.index.shape
+        assert batch.real.shape == (1, slots * rows)
+        met |= shapes_of(batch)
+        if len(lengths) == 1:
+            assert (slots // 2 < max(lengths[0], 9) <= slots, rows) == (True, 1)
+    assert len(met) <= len(shapes_up_to(256)) < len(usual) / 5
+
+
+def test_shapes_up_to_so_many_places():
+    assert shapes_up_to(15) == []
+    assert shapes_up_to(16) == [(16, 1)]
+    assert shapes_up_to(64) == [(16, 1), (32, 1), (16, 2), (64, 1), (32, 2), (16, 4)]
+
+
+def test_few_shapes_of_windows(examples_of):
+    examples, _ = examples_of([31, 15, 1, 16, 4])
+    examples = dataclasses.replace(examples, window=15, few_shapes=True)
+    batch = examples.batch(np.arange(5))
+    assert batch.dialogue.index.shape[:2] == (1, 15)
+    assert batch.speaker.index.shape[1:] == (32, 4)
+    assert batch.real.sum() == 67
+    assert (batch.dialogue.segment >= 0).sum() == 67
 
 
 def test_batches_of_a_split_are_balanced(examples_of):
