@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Their yellow is left out: on white it is hardly seen.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 GREY = "#777777"
+# The neutral emotion on a light and on a dark page: as far from the colours as they from each other
+# (tests/test_colours.py).
+NEUTRAL_ON_LIGHT, NEUTRAL_ON_DARK = "#565d66", "#c8ccd2"
 _TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
 SMALL = 8.5  # points, of what comes in numbers
 PANEL_TITLE = 0.3  # inches that it takes above its axes

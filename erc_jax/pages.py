@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from erc_jax.charts import N_COLOURS, colour_number, shade
 from erc_jax.data.dialogue import write_whole
-from erc_jax.drawing import COLOURS
+from erc_jax.drawing import COLOURS, NEUTRAL_ON_DARK, NEUTRAL_ON_LIGHT
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
@@ -32,6 +32,9 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        colours=COLOURS[:N_COLOURS], colour_number=colour_number, shade=shade
+        colours=COLOURS[:N_COLOURS],
+        neutral=(NEUTRAL_ON_LIGHT, NEUTRAL_ON_DARK),
+        colour_number=colour_number,
+        shade=shade,
     )
     write_whole(path, environment.get_template(template).render(**content))
