@@ -18,9 +18,6 @@ from erc_jax.data.cache import cache_dir
 from erc_jax.errors import UserError
 from erc_jax.progress import say
 
-# Long enough that a first request finds most of what it needs compiled.
-WARM_UP = {"utterances": [{"speaker": "AB"[i % 2], "text": "Is it you?"} for i in range(10)]}
-
 
 def about_run(workdir: Path, recognizer: Any) -> dict[str, Any]:
     """What /health and the page say of a model that labels."""
@@ -41,9 +38,14 @@ def about_run(workdir: Path, recognizer: Any) -> dict[str, Any]:
 
 
 def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any, Any, dict]:
-    """The recognizer, the responder or None, and what is to be said of them."""
+    """The recognizer, the responder or None, and what is to be said of them.
+
+    Each has answered once: what cannot is told before anybody is invited.
+    """
+    from erc_jax.data.batching import LEAST_SLOTS
     from erc_jax.predict import Recognizer
     from erc_jax.respond import Responder
+    from erc_jax.serve.warm_up import calls
 
     say(f"Loading {workdir} …")
     recognizer = Recognizer.from_pretrained(workdir, encoder=encoder)
@@ -55,9 +57,10 @@ def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any,
         if not responder.system.replies:
             raise UserError(f"{respond}: this run only classifies, it has not learned to reply")
     about["responder"] = {"classes": dict(responder.system.classes)} if responder else None
-    recognizer.predict(WARM_UP)
+    first = next(calls(LEAST_SLOTS))
+    recognizer.predict(first)
     if responder is not None:
-        responder.respond(WARM_UP)
+        responder.respond(first)
     return recognizer, responder, about
 
 
@@ -82,8 +85,9 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("erc_jax.serve").setLevel(logging.INFO)
     try:
         try:
-            from erc_jax.serve.app import LOOPBACK, make_app
+            from erc_jax.serve.app import LOOPBACK, Limits, make_app
             from erc_jax.serve.http import bind, serve
+            from erc_jax.serve.warm_up import calls
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
                 raise
@@ -94,8 +98,13 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--port {args.port}: expected a number from 0 to 65535")
         host = args.host or LOOPBACK[0]
         bound = bind(host, args.port)  # before the models: a taken port is told at once
+        limits = Limits()
         app = make_app(
-            *load(args.workdir, args.respond, args.encoder), hosts=None if args.host else LOOPBACK
+            *load(args.workdir, args.respond, args.encoder),
+            limits=limits,
+            hosts=None if args.host else LOOPBACK,
+            # A call may take in one request too many, and rows are not full.
+            warm_up=calls(2 * limits.utterances_together),
         )
         if args.host:
             say(f"Anyone who can reach {host} on this port can use it: there is no password.")
@@ -108,3 +117,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    # A model may still be at work, or be compiled: XLA does not survive the end of Python.
+    sys.stdout.flush()
+    os._exit(0)

@@ -14,7 +14,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from erc_jax.charts import N_COLOURS, colour_number
 from erc_jax.data.dialogue import Dialogue
+from erc_jax.drawing import COLOURS
 from erc_jax.errors import UserError
 from erc_jax.serve import conversations
 from erc_jax.serve.batcher import Batcher, Records, log_fault
@@ -79,6 +81,7 @@ def make_app(
     *,
     limits: Limits | None = None,
     hosts: Sequence[str] | None = LOOPBACK,
+    warm_up: Iterable[list[Dialogue]] = (),
 ) -> ASGIApp:
     """The server as an ASGI application.
 
@@ -89,9 +92,12 @@ def make_app(
       limits: of requests.
       hosts: names in the Host header that are answered, so that no page elsewhere reaches a server
         on loopback by a name of its own (DNS rebinding); None is any.
+      warm_up: calls of the recognizer that are made first, while nobody asks.
     """
     limits = limits or Limits()
-    predicting = Batcher(lambda asked: recognizer.predict(asked), limits.utterances_together)
+    predicting = Batcher(
+        lambda asked: recognizer.predict(asked), limits.utterances_together, warm_up
+    )
     batchers = [predicting]
     replying = None
     if responder is not None:
@@ -100,6 +106,7 @@ def make_app(
     places = _Places(limits)
     page, page_headers = _page()
     api = describe_api(limits.body_bytes)
+    colours = _colours((about or {}).get("labels", ()))
 
     async def predict(request: Request) -> Response:
         return await _answer(request, predicting, places, limits)
@@ -113,7 +120,13 @@ def make_app(
 
     async def health(request: Request) -> Response:
         del request
+        works = all(batcher.works for batcher in batchers)
+        state = {
+            "status": "ok" if works else "failed",
+            "ready": works and all(batcher.ready for batcher in batchers),
+        }
         content = {
+            "colours": colours,
             "limits": {
                 "body_bytes": limits.body_bytes,
                 "dialogues": conversations.DIALOGUES,
@@ -123,7 +136,7 @@ def make_app(
             },
             "requests_now": places.taken,
         }
-        return JSONResponse({"status": "ok", **(about or {}), **content})
+        return JSONResponse({**state, **(about or {}), **content}, 200 if works else 503)
 
     async def openapi(request: Request) -> Response:
         del request
@@ -346,6 +359,12 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
+
+
+def _colours(labels: Sequence[str]) -> dict[str, str]:
+    """Emotion to its colour, the same as in reports; the neutral one has none."""
+    numbers = {label: colour_number(label, labels) for label in labels}
+    return {label: COLOURS[number] for label, number in numbers.items() if number < N_COLOURS}
 
 
 def _page() -> tuple[str, dict[str, str]]:

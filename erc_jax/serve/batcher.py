@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,26 @@ class Batcher:
 
     Nothing waits for company: a request that comes alone is answered alone, and those that come
     meanwhile go together into the next call.
+
+    Attributes:
+      ready: whether the warm-up is done. Requests are answered before, too, between its calls.
     """
 
-    def __init__(self, run: Callable[[list[Dialogue]], Records], utterances: int):
+    def __init__(
+        self,
+        run: Callable[[list[Dialogue]], Records],
+        utterances: int,
+        warm_up: Iterable[list[Dialogue]] = (),
+    ):
         """Args:
         run: the model, from dialogues to a record of each; called by one thread only.
         utterances: a call takes in no further request once it has as many.
+        warm_up: calls that are made while nobody asks, so that the model is compiled for them.
         """
+        self.ready = False
         self._run = run
         self._utterances = utterances
+        self._warm_up = iter(warm_up)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None ends the thread
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -54,6 +66,11 @@ class Batcher:
         self._jobs.put(None)
         self._thread.join(seconds)
 
+    @property
+    def works(self) -> bool:
+        """Whether requests are answered: not before ``start``, after ``stop`` or a crash."""
+        return self._thread.is_alive()
+
     def submit(self, dialogues: Sequence[Dialogue]) -> Future[Records]:
         """A record of each dialogue, once it is there; may be cancelled before its turn."""
         job = _Job(dialogues)
@@ -63,7 +80,11 @@ class Batcher:
     def _work(self) -> None:
         going_on = True
         while going_on:
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(block=self.ready)
+            except queue.Empty:
+                self._warm_up_once()
+                continue
             jobs: list[_Job] = []
             while job is not None:
                 if job.answer.set_running_or_notify_cancel():
@@ -77,11 +98,22 @@ class Batcher:
             going_on = job is not None
             self._answer(jobs)
 
+    def _warm_up_once(self) -> None:
+        call = next(self._warm_up, None)
+        if call is None:
+            self.ready = True
+            return
+        try:
+            self._run(call)
+        except Exception as error:  # whoever asks for such a conversation is told
+            log_fault(error)
+
     def _answer(self, jobs: Sequence[_Job]) -> None:
         if not jobs:
             return
         try:
-            records = self._run([dialogue for job in jobs for dialogue in job.dialogues])
+            records = iter(self._run([dialogue for job in jobs for dialogue in job.dialogues]))
+            answers = [list(itertools.islice(records, len(job.dialogues))) for job in jobs]
         except Exception as error:
             if len(jobs) == 1:
                 if not isinstance(error, UserError):
@@ -92,9 +124,8 @@ class Batcher:
             for job in jobs:
                 self._answer([job])
             return
-        rest = iter(records)
-        for job in jobs:
-            job.answer.set_result([next(rest) for _ in job.dialogues])
+        for job, answer in zip(jobs, answers, strict=True):
+            job.answer.set_result(answer)
 
 
 def log_fault(error: Exception) -> None:

@@ -97,5 +97,5 @@ def serve(app: ASGIApp, bound: socket.socket) -> None:
     say(f"Open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser; Ctrl-C ends.")
     # uvicorn stops by itself, and then raises the signal again for whoever handled it before.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         uvicorn.Server(configure(app)).run(sockets=[bound])

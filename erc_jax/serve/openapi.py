@@ -89,8 +89,11 @@ def describe_api(body_bytes: int) -> dict[str, Any]:
                 "get": {
                     "operationId": "health",
                     "summary": "What is loaded, and the limits.",
+                    "description": "While ready is false, the model is still being compiled for "
+                    "conversations of some lengths: the first of such a length waits for it.",
                     "responses": {
-                        "200": {"description": "The server works.", **_json({"type": "object"})}
+                        "200": {"description": "The server works.", **_json(_ref("Health"))},
+                        "503": {"description": "It works no more.", **_json(_ref("Health"))},
                     },
                 }
             },
@@ -174,6 +177,11 @@ _ANSWERS: dict[str, Any] = {
                 },
             },
         },
+    },
+    "Health": {
+        "type": "object",
+        "required": ["status", "ready"],
+        "properties": {"status": {"enum": ["ok", "failed"]}, "ready": {"type": "boolean"}},
     },
     "Problem": {
         "type": "object",
