@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,7 +25,10 @@ import uvicorn
 from starlette.testclient import TestClient
 
 import erc_jax
-from erc_jax.serve import http
+from erc_jax.data.batching import make_examples
+from erc_jax.data.dialogue import Dialogue
+from erc_jax.drawing import COLOURS
+from erc_jax.serve import http, warm_up
 from erc_jax.serve.__main__ import main
 from erc_jax.serve.app import Limits, make_app
 from tests.stand_in import ABOUT, StandIn
@@ -38,9 +42,10 @@ def talk(*texts, **more):
 
 
 @contextlib.contextmanager
-def serving(model=None, responder=None, **fields):
+def serving(model=None, responder=None, warm_up=(), **fields):
     """A client of a server in this process; keywords are its limits."""
-    app = make_app(model or StandIn(), responder, ABOUT, limits=Limits(**fields))
+    limits = Limits(**fields)
+    app = make_app(model or StandIn(), responder, ABOUT, limits=limits, warm_up=warm_up)
     with TestClient(app, base_url=HOST, raise_server_exceptions=False) as client:
         yield client
 
@@ -117,6 +122,8 @@ def test_health_says_what_is_loaded(client):
     assert found["status"] == "ok"
     assert {key: found[key] for key in ABOUT} == ABOUT
     assert found["limits"]["utterances"] == 500
+    # The colours of reports; the neutral emotion has none.
+    assert found["colours"] == dict(zip(["joy", "sadness", "surprise"], COLOURS, strict=False))
 
 
 def test_the_api_is_described(client):
@@ -419,6 +426,68 @@ def test_one_request_does_not_spoil_the_others(busy):
     assert statuses == [200, 500, 422, 200]
 
 
+def test_the_model_is_warmed_up_while_nobody_asks():
+    model = StandIn()
+    calls = [[Dialogue.from_json(talk(text, id=f"warm-up {text}"))] for text in ("hold on", "b")]
+    with serving(model, warm_up=calls) as client, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: model.calls)
+        assert client.get("/health").json()["ready"] is False
+        asked = pool.submit(client.post, "/predict", json=talk("We won!", id="first"))
+        wait_until(lambda: client.get("/health").json()["requests_now"])
+        model.go_on.set()
+        assert asked.result().status_code == 200
+        wait_until(lambda: client.get("/health").json()["ready"])
+    assert model.calls == [["warm-up hold on"], ["first"], ["warm-up b"]]
+
+
+def test_a_warm_up_that_fails_is_no_end(caplog):
+    calls = [[Dialogue.from_json(talk("Break a secret."))]] * 2
+    with serving(warm_up=calls) as client:
+        wait_until(lambda: client.get("/health").json()["ready"])
+        assert client.post("/predict", json=talk("We won!")).status_code == 200
+    assert caplog.text.count("RuntimeError at stand_in.py") == 2
+    assert "secret" not in caplog.text
+
+
+def test_the_warm_up_meets_all_shapes_of_its_size():
+    import jax
+    import numpy as np
+
+    met = []
+    for dialogues in warm_up.calls(64):
+        texts = [u.text for d in dialogues for u in d.utterances]
+        assert len(set(texts)) == len(texts)
+        examples = make_examples(dialogues, np.zeros((len(texts), 1)), {})
+        examples = dataclasses.replace(examples, few_shapes=True)
+        batch = examples.batch(np.arange(len(dialogues)))
+        met.append(tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
+    assert len(set(met)) == len(met) == 6
+
+
+class Forgetful(StandIn):
+    """Gives too few answers, or ends its thread."""
+
+    def predict(self, dialogues):
+        if any(u.text == "die" for d in dialogues for u in d.utterances):
+            raise SystemExit
+        return [] if dialogues[0].id == "forgotten" else super().predict(dialogues)
+
+
+def test_a_missing_answer_is_a_fault_and_no_end():
+    with serving(Forgetful()) as client:
+        assert client.post("/predict", json=talk("a", id="forgotten")).status_code == 500
+        assert client.post("/predict", json=talk("We won!")).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_health_tells_of_a_model_that_answers_no_more():
+    with serving(Forgetful(), answer_seconds=0.1) as client:
+        assert client.get("/health").status_code == 200
+        assert client.post("/predict", json=talk("die")).status_code == 503
+        answer = client.get("/health")
+        assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+
+
 def test_too_many_of_one_client_and_in_all():
     model = StandIn()
     for limit, status in (("requests_of_one", 429), ("requests", 503)):
@@ -564,6 +633,28 @@ def test_a_run_is_served(place):
         answer = client.post("/predict", json=QUESTION).json()
         assert client.get("/health").json()["responder"] is None
     assert answer == json.loads(json.dumps(recognizer.predict(QUESTION)))
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_stops_at_once(place, one_device_env, tmp_path):
+    """Even while the model is compiled for its warm-up."""
+    from tests.test_predict import untrained
+    from tests.tiny import EMOTION_ONLY, QUESTION
+
+    workdir = untrained(place, place / "untrained", **EMOTION_ONLY)
+    command = [sys.executable, "-m", "erc_jax.serve", "--workdir", workdir, "--port", "0"]
+    env = one_device_env | {"ERC_JAX_CACHE": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            while not (found := re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())):
+                assert process.poll() is None
+            wait_until(lambda: answers(found[0]))
+            assert httpx2.post(f"{found[0]}/predict", json=QUESTION).status_code == 200
+            assert httpx2.get(f"{found[0]}/health").json()["ready"] is False
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
 
 
 # The page.

@@ -1,4 +1,4 @@
-"""python -m erc_jax.benchmarks NAME [options]: ours against PyTorch, and the machine's limit."""
+"""python -m erc_jax.benchmarks NAME [options]: how fast it is, where it can be against PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from erc_jax.benchmarks import harness
 from erc_jax.errors import UserError
 
 # Modules of this package; harness.main says what one has.
-BENCHMARKS = ("encoder", "fmerl", "mtl_erc_es", "response", "scale", "sent_emo_context")
+BENCHMARKS = (
+    "encoder",
+    "fmerl",
+    "mtl_erc_es",
+    "predict",
+    "response",
+    "scale",
+    "sent_emo_context",
+    "serve",
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -99,11 +100,7 @@ class Worker:
 
 
 def _serve(connection: Connection, factory: str, options: dict[str, Any], threads: int) -> None:
-    # Before the libraries are loaded: they size their thread pools by what they find then.
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+    use_cores(threads)
     # As in our programs; the peer gets the same, since it gains from it, too.
     keep_freed_memory()
     module, function = factory.split(":")
@@ -119,6 +116,17 @@ def _serve(connection: Connection, factory: str, options: dict[str, Any], thread
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+def use_cores(number: int) -> None:
+    """Keeps this process to so many cores and threads.
+
+    To be called before libraries are loaded: they size their thread pools by what they find then.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +271,8 @@ def main(name: str, benchmark: ModuleType, argv: Sequence[str]) -> None:
     Args:
       name: of the benchmark on the command line.
       benchmark: its module. The docstring is the help; ``add_arguments(parser)`` adds options to
-        those that all have; ``run(args)`` measures, prints, and returns a JSON object.
+        those that all have; ``run(args)`` measures, prints, and returns a JSON object. One with
+        IN_PAIRS = False does not go by pairs of steps.
       argv: the options.
     """
     parser = argparse.ArgumentParser(
@@ -272,8 +281,9 @@ def main(name: str, benchmark: ModuleType, argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--threads", type=int, default=2, help="of each side")
-    parser.add_argument("--pairs", type=int, default=20, help="of neighbouring steps that count")
-    parser.add_argument("--batches", type=int, default=5, help="different ones, taken in turn")
+    if getattr(benchmark, "IN_PAIRS", True):
+        parser.add_argument("--pairs", type=int, default=20, help="of steps that count")
+        parser.add_argument("--batches", type=int, default=5, help="different ones, taken in turn")
     parser.add_argument("--json", help="file for the figures")
     benchmark.add_arguments(parser)
     args = parser.parse_args(argv)
@@ -398,6 +408,21 @@ def report(
 
 def _median_rate(amounts: Sequence[float], seconds: Sequence[float]) -> float:
     return statistics.median(a / s for a, s in zip(amounts, seconds, strict=True))
+
+
+def say_machine(threads: int) -> dict[str, Any]:
+    """Prints and returns where figures come from, for benchmarks without a peer."""
+    where = machine(threads)
+    print(
+        f"{where['processor']}, {threads} threads of {where['cores']} cores, "
+        f"load {where['load_average']}; jax {where['jax']}, Python {where['python']}\n"
+    )
+    return where
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest value that so many percent of them do not exceed."""
+    return sorted(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
