@@ -37,6 +37,19 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str = "grid") -> Ma
     )
 
 
+def _circle(x: float, y: float, radius: float, style: str, tooltip: str = "") -> Markup:
+    title = Markup("<title>{}</title>").format(tooltip) if tooltip else ""
+    return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="{}">{}</circle>').format(
+        x, y, radius, style, title
+    )
+
+
+def _path(points: Sequence[tuple[float, float]], style: str, tooltip: str = "") -> Markup:
+    title = Markup("<title>{}</title>").format(tooltip) if tooltip else ""
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return Markup('<polyline points="{}" class="{}">{}</polyline>').format(places, style, title)
+
+
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """Round numbers between two, about so many of them."""
     step = 10.0 ** math.floor(math.log10((high - low) / wanted))
@@ -137,20 +150,9 @@ def curves(title: str, description: str, lines: Sequence[Curve], names: tuple[st
     for line in sorted(lines, key=lambda line: line.main):  # the main one on top
         points = [point for point in line.points if np.isfinite(point).all()]
         thinned = points[:: -(-len(points) // MAX_POINTS) or 1]
-        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in thinned)
-        style = "main" if line.main else "other"
-        parts.append(
-            Markup('<polyline points="{}" class="{}"><title>{}</title></polyline>').format(
-                path, style, line.name
-            )
-        )
-        for x, y in points if line.mark is not None else ():
-            if x == line.mark:
-                parts.append(
-                    Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5" class="mark"/>').format(
-                        axes.x(x), axes.y(y)
-                    )
-                )
+        places = [(axes.x(x), axes.y(y)) for x, y in thinned]
+        parts.append(_path(places, "main" if line.main else "other", line.name))
+        parts += [_circle(axes.x(x), axes.y(y), 4.5, "mark") for x, y in points if x == line.mark]
     return _svg(title, description, axes.height, parts)
 
 
@@ -187,11 +189,7 @@ def reliability(title: str, description: str, bins: Sequence[tuple[int, float, f
                 right,
             )
         )
-        parts.append(
-            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3.5" class="mark"/>').format(
-                axes.x(confidence), axes.y(right)
-            )
-        )
+        parts.append(_circle(axes.x(confidence), axes.y(right), 3.5, "mark"))
     parts.append(_line(axes.x(0), axes.y(0), axes.x(1), axes.y(1), "ideal"))
     return _svg(title, description, axes.height, parts)
 
@@ -231,21 +229,13 @@ def timeline(
         for name, y in y_of.items():
             shown = name if len(name) <= 13 else name[:12] + "…"
             parts += [_line(left, y, WIDTH - RIGHT, y), _text(left - 6, y + 4, shown, "end")]
-        path = [
-            f"{x:.1f},{y_of[emotion]:.1f}"
-            for x, emotion in zip(x_of, predicted[start:], strict=False)
-            if emotion
-        ]
-        parts.append(Markup('<polyline points="{}" class="thread"/>').format(" ".join(path)))
+        thread = zip(x_of, predicted[start:], strict=False)
+        parts.append(_path([(x, y_of[emotion]) for x, emotion in thread if emotion], "thread"))
         for kind, of_turns, size in (("ring", true, radius + 1), ("dot", predicted, radius - 1)):
             for x, emotion in zip(x_of, of_turns[start:], strict=False):
                 if emotion:
-                    colour = colour_number(emotion, emotions)
-                    parts.append(
-                        Markup(
-                            '<circle cx="{:.1f}" cy="{:.1f}" r="{:.1f}" class="{} e{}"/>'
-                        ).format(x, y_of[emotion], size, kind, colour)
-                    )
+                    style = f"{kind} e{colour_number(emotion, emotions)}"
+                    parts.append(_circle(x, y_of[emotion], size, style))
         for place in sorted({0, n_turns // 2, n_turns - 1}):
             bottom = top + row_height * len(rows)
             parts.append(_text(x_of[place], bottom + 12, str(start + place + 1)))
@@ -286,9 +276,7 @@ def plane(
                 _line(rx - 4, ry - 4, rx + 4, ry + 4, f"cross e{colour}"),
                 _line(rx - 4, ry + 4, rx + 4, ry - 4, f"cross e{colour}"),
             ]
-        parts.append(
-            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="dot e{}"/>').format(px, py, colour)
-        )
+        parts.append(_circle(px, py, 5, f"dot e{colour}"))
     # What names must not cover: the middle of its height, its ends from left to right.
     taken = [(py, px - 5, px + 5) for px, py in marks.values()]
     for name, (px, py) in marks.items():
@@ -342,12 +330,9 @@ def intervals(
         parts += [
             _text(left - 8, y + 4, label, "end"),
             _line(place(lower), y, place(upper), y, "whisker"),
-            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="5" class="mark">{}</circle>').format(
-                place(value),
-                y,
-                Markup("<title>{}: {:.2f}, {:.2f} to {:.2f}</title>").format(
-                    label, value, lower, upper
-                ),
+            _circle(
+                *(place(value), y, 5, "mark"),
+                tooltip=f"{label}: {value:.2f}, {lower:.2f} to {upper:.2f}",
             ),
         ]
     parts.append(_text((left + WIDTH - RIGHT) / 2, height - 6, name))
