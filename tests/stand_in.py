@@ -5,12 +5,18 @@ conversation turns into surprise. "Break" raises a bug's error, "too long" a use
 waits.
 """
 
+import contextlib
 import threading
 import time
 
+import uvicorn
+
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.errors import UserError
+from erc_jax.serve import http
+from erc_jax.serve.app import make_app
 
+HOST = "http://127.0.0.1"
 ABOUT = {
     "system": "stand_in",
     "corpus": "nothing",
@@ -73,9 +79,30 @@ class StandIn:
         ]
 
 
-if __name__ == "__main__":
-    from erc_jax.serve.app import make_app
-    from erc_jax.serve.http import bind, serve
+@contextlib.contextmanager
+def listening(model, about=None):
+    """The port of a server with sockets, in a thread; one without replies says about what."""
+    with http.bind("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        app = make_app(model, None, about) if about else make_app(model, model, ABOUT)
+        server = uvicorn.Server(http.configure(app))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started)
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join()
 
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
     model = StandIn(seconds=0.5)
-    serve(make_app(model, model, ABOUT), bind("127.0.0.1", 0))
+    http.serve(make_app(model, model, ABOUT), http.bind("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""The server: what it answers, what it refuses and how, and the page in a real browser."""
+"""The server: what it answers, what it refuses and how."""
 
 import asyncio
 import base64
@@ -7,21 +7,16 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 
 import erc_jax
@@ -31,10 +26,9 @@ from erc_jax.drawing import COLOURS
 from erc_jax.serve import http, warm_up
 from erc_jax.serve.__main__ import main
 from erc_jax.serve.app import Limits, make_app
-from tests.stand_in import ABOUT, StandIn
+from tests.stand_in import ABOUT, HOST, StandIn, listening, wait_until
 
 ROOT = Path(erc_jax.__file__).parent.parent
-HOST = "http://127.0.0.1"
 
 
 def talk(*texts, **more):
@@ -54,29 +48,6 @@ def serving(model=None, responder=None, warm_up=(), **fields):
 def client():
     with serving(responder=StandIn()) as client:
         yield client
-
-
-@contextlib.contextmanager
-def listening(model):
-    """The address of a server with sockets, in a thread."""
-    with http.bind("127.0.0.1", 0) as bound:
-        port = bound.getsockname()[1]
-        server = uvicorn.Server(http.configure(make_app(model, model, ABOUT)))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        try:
-            wait_until(lambda: server.started)
-            yield port
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-def wait_until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 # What is answered.
@@ -655,144 +626,3 @@ def test_the_command_serves_and_stops_at_once(place, one_device_env, tmp_path):
             assert process.wait(10) == 0
         finally:
             process.kill()
-
-
-# The page.
-
-
-@pytest.fixture
-def browser():
-    """Chromium without a window, 1280 pixels wide."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    programs = (
-        shutil.which("chromium") or shutil.which("google-chrome"),
-        shutil.which("chromedriver"),
-    )
-    if None in programs:
-        pytest.skip("no browser: install Debian's packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ("headless=new", "disable-dev-shm-usage", "disable-gpu"):
-        options.add_argument(f"--{argument}")
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium does not start as root with it
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    yield driver
-    driver.quit()
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser(browser, tmp_path):
-    """Screenshots go to the folder in $ERC_JAX_SCREENSHOTS, if it is given."""
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    screenshots = Path(os.environ.get("ERC_JAX_SCREENSHOTS", tmp_path))
-    screenshots.mkdir(parents=True, exist_ok=True)
-
-    def find(css):
-        return browser.find_element(By.CSS_SELECTOR, css)
-
-    def texts(css):
-        return [e.get_attribute("textContent") for e in browser.find_elements(By.CSS_SELECTOR, css)]
-
-    def until(condition):
-        WebDriverWait(browser, 10).until(lambda _: condition())
-
-    def resize(width, dark=False):
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-
-    def label(text):
-        find("#clear").click()
-        find("#text").send_keys(text, Keys.CONTROL, Keys.ENTER)
-
-    def shoot(name):
-        """The whole page, in which nothing may be wider than the window."""
-        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert browser.execute_script(wide) == 0
-        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-        (screenshots / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
-
-    with listening(StandIn()) as port:
-        resize(1280)
-        browser.get(f"{HOST}:{port}/")
-        until(lambda: "stand_in" in find("#model").text)
-        shoot("empty-1280")
-
-        # A conversation is labelled, by the keyboard alone; hover and focus show probabilities.
-        label("Ann: We won!\nBo: Oh: that's nice.\n\nAnn: I lost the cup.")
-        until(lambda: texts(".emotion") == ["joy 70%", "neutral 70%", "sadness 70%"])
-        assert texts(".said") == ["Ann: We won!", "Bo: Oh: that's nice.", "Ann: I lost the cup."]
-        assert texts(".more") == ["shift ↓ negative", "shift ↓ negative"]
-        assert len(browser.find_elements(By.CSS_SELECTOR, ".curve circle")) == 3
-        chances = find(".turn:nth-child(1) .chances")
-        assert not chances.is_displayed()
-        browser.execute_script("document.querySelector('.emotion').focus()")
-        assert chances.is_displayed()
-        assert chances.text.split("\n")[:2] == ["joy", "70%"]
-        shoot("probabilities-1280")
-        find(".emotion").send_keys(Keys.ESCAPE)
-        assert not chances.is_displayed()
-
-        # It goes on, and an earlier label changes.
-        find("#speaker").send_keys("Bo")
-        find("#said").send_keys("Just kidding.", Keys.ENTER)
-        until(lambda: texts(".changed") == ["was joy"])
-        assert texts(".emotion")[0] == "surprise 70%"
-        assert "1 earlier label has changed" in find("#status").text
-
-        find(".ask-reply").click()
-        until(lambda: texts(".reply") == ["Tell me more: Just kidding."])
-
-        browser.execute_cdp_cmd(
-            "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
-        )
-        find("#download").click()
-        until(lambda: (tmp_path / "labelled.jsonl").is_file())
-        (record,) = map(json.loads, (tmp_path / "labelled.jsonl").read_text().splitlines())
-        assert [u["emotion"] for u in record["utterances"]][:2] == ["surprise", "neutral"]
-
-        # Mistakes are told in words: the page's own, the server's, the model's.
-        for text, reason in (
-            ("Ann: a\nnobody said this", "Line 2: expected a name, a colon"),
-            ('{"id": "d"}', "“utterances”: is missing"),
-            ('{"utterances": [\n', "is not JSON"),
-            ("Ann: This is too long.", "too long for this model"),
-        ):
-            label(text)
-            until(lambda reason=reason: reason in find("#error").text)
-        browser.execute_script("document.querySelector('#text').value += 'b'.repeat(5001)")
-        find("#label").click()
-        until(lambda: "Turn 1, line 1, “text”: expected at most 5000" in find("#error").text)
-        shoot("error-1280")
-
-        # What is typed is text, wherever it comes from and goes to.
-        evil = "<img src=x onerror=document.title='evil'>"
-        line = json.dumps(talk(f"We won! {evil}", "lost", id=evil) | {"x": evil})
-        label(f"{line}\n{line}".replace('"A"', json.dumps(evil)))
-        until(lambda: len(texts(".emotion")) == 4)
-        assert evil in texts(".talk h2")[0]
-        assert texts(".said")[0] == f"{evil}: We won! {evil}"
-        assert not browser.find_elements(By.CSS_SELECTOR, "img")
-        assert browser.title == "Emotions in a conversation"
-
-        # A long one, on a wide and a narrow screen, light and dark.
-        for width in (1280, 390):
-            for dark in (False, True):
-                resize(width, dark)
-                find("#clear").click()
-                find("#example").click()
-                until(lambda: len(texts(".emotion")) == 8)
-                shoot(f"labelled-{width}{'-dark' if dark else ''}")
-
-    find("#label").click()
-    until(lambda: "cannot be reached" in find("#error").text)
-    complaints = [entry for entry in browser.get_log("browser") if "Security" in entry["message"]]
-    assert complaints == []
