@@ -27,14 +27,6 @@ from erc_jax.finished import (
 )
 from erc_jax.pages import write_page
 
-SCORES = {
-    "accuracy": "accuracy",
-    "weighted_f1": "weighted F1",
-    "macro_f1": "macro F1",
-    "micro_f1_no_neutral": "micro F1 without neutral",
-    "macro_f1_no_neutral": "macro F1 without neutral",
-    "mcc": "MCC",
-}
 DISAGREEMENTS = 20
 MAX_RUNS = len(string.ascii_uppercase)
 
@@ -111,7 +103,7 @@ class Comparison:
     def shown_scores(self) -> dict[str, str]:
         """Score to its name; without a neutral emotion some are left out."""
         of_first = next(iter(self.scores.values()))
-        return {score: name for score, name in SCORES.items() if score in of_first}
+        return {score: name for score, name in metrics.SCORE_NAMES.items() if score in of_first}
 
 
 def compare(workdirs: Sequence[Path], split: str = "test") -> Comparison:

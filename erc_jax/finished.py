@@ -12,7 +12,7 @@ from typing import Any
 
 from erc_jax.data.dialogue import decode, parse_json, read_bytes, text_lines
 from erc_jax.errors import UserError
-from erc_jax.metrics import selection_score
+from erc_jax.metrics import best_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,23 +111,27 @@ def read_run(workdir: Path) -> FinishedRun:
         facts = content["run"]
         blocks = {split: dict(content[split]) for split in content if split not in ("run", "seeds")}
         seeds = [int(seed) for seed in facts.get("seeds", [0])]
-        folders = {seed: workdir / "seeds" / str(seed) for seed in seeds}
-        if len(seeds) == 1:
-            folders = {seeds[0]: workdir}
         run = FinishedRun(
             workdir=workdir,
             config=config,
             facts={"system": facts["system"], "corpus": facts["corpus"], **facts},
             blocks=blocks,
             emotions=list(next(iter(blocks.values())).get("per_class", {})),
-            folders=folders,
+            folders=seed_folders(workdir, seeds),
             predicting=seeds[0],
         )
-        split, metric = run.selected_on
         if len(seeds) == 1:
             return run
-        scores = [selection_score(of_seed[split], metric) for of_seed in content["seeds"]]
-        return dataclasses.replace(run, predicting=seeds[scores.index(max(scores))])
+        split, metric = run.selected_on
+        best = best_of([of_seed[split] for of_seed in content["seeds"]], metric)
+        return dataclasses.replace(run, predicting=seeds[best])
+
+
+def seed_folders(workdir: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    """Each seed of an experiment to the folder of its run; a single one is the workdir's own."""
+    if len(seeds) == 1:
+        return {seeds[0]: workdir}
+    return {seed: workdir / "seeds" / str(seed) for seed in seeds}
 
 
 def _read_object(path: Path, missing: str) -> dict[str, Any]:

@@ -15,6 +15,16 @@ import numpy as np
 
 from erc_jax.data.labels import UNLABELLED
 
+# How the scores of ``scores`` that people compare are called.
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "weighted_f1": "weighted F1",
+    "macro_f1": "macro F1",
+    "micro_f1_no_neutral": "micro F1 without neutral",
+    "macro_f1_no_neutral": "macro F1 without neutral",
+    "mcc": "MCC",
+}
+
 
 def confusion(targets: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
     """Counts each pair of a true and a predicted class.
@@ -240,6 +250,16 @@ def selection_score(block: Mapping[str, Any], metric: str) -> float:
     for name in metric.split("."):
         value = value[name]
     return shown_score(float(value), metric)
+
+
+def best_of(blocks: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """Which of several runs predicts: the place of the best selection score, the first of equals.
+
+    Args:
+      blocks: scores of each run's selection split.
+      metric: as of ``selection_score``.
+    """
+    return int(np.argmax([selection_score(block, metric) for block in blocks]))
 
 
 def shown_score(score: float, metric: str) -> float:

@@ -272,11 +272,8 @@ class ReplyScorer:
         for task, classes in experiment.corpus.heads.items():
             of_task = experiment.examples[split].of_task(task)
             predicted = self._predictor.run(experiment.system.classify, params, of_task)
-            confusion = np.zeros((len(classes), len(classes)), np.int64)
-            target = of_task.labels[task]
-            labelled = target >= 0
             found = predicted[task].argmax(-1)
-            np.add.at(confusion, (target[labelled], found[labelled]), 1)
+            confusion = metrics.confusion(of_task.labels[task], found, len(classes))
             heads[task] = metrics.block(confusion, classes, None)
         return scores | ({"heads": heads} if heads else {})
 

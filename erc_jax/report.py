@@ -23,7 +23,7 @@ from erc_jax.finished import (
     read_run,
     value_at,
 )
-from erc_jax.metrics import LOWER_IS_BETTER
+from erc_jax.metrics import LOWER_IS_BETTER, SCORE_NAMES
 from erc_jax.pages import write_page
 from erc_jax.progress import duration
 from erc_jax.published import published
@@ -36,12 +36,7 @@ TASKS = {
 }
 # Where a score stands in a split's block, and how it is called.
 SCORES = {
-    "accuracy": "accuracy",
-    "weighted_f1": "weighted F1",
-    "macro_f1": "macro F1",
-    "micro_f1_no_neutral": "micro F1 without neutral",
-    "macro_f1_no_neutral": "macro F1 without neutral",
-    "mcc": "MCC",
+    **SCORE_NAMES,
     "without_seen.weighted_f1": "weighted F1, dialogues not seen in training",
     **{f"{task}.weighted_f1": f"{name}: weighted F1" for task, name in TASKS.items()},
     **{f"vad.{dimension}.ccc": f"{dimension}: CCC" for dimension in VAD},

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from erc_jax import finished
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import load_config
 from erc_jax.data.dialogue import parse_json, write_whole
@@ -44,7 +45,7 @@ from erc_jax.experiment import (
     load_description_encoder,
     load_encoder,
 )
-from erc_jax.metrics import selection_score
+from erc_jax.metrics import best_of
 from erc_jax.sharding import make_mesh, replicated
 from erc_jax.systems import REFERENCE, Params, make_system
 
@@ -53,10 +54,8 @@ REFERENCE_FILE = "reference.safetensors"
 
 def seed_folders(config: ConfigDict, workdir: Path) -> list[tuple[int, Path]]:
     """Each seed with the folder of its run."""
-    if config.seeds == 1:
-        return [(config.seed, workdir)]
     seeds = range(config.seed, config.seed + config.seeds)
-    return [(seed, workdir / "seeds" / str(seed)) for seed in seeds]
+    return list(finished.seed_folders(workdir, seeds).items())
 
 
 def best_run(config: ConfigDict, workdir: Path) -> Path:
@@ -68,9 +67,8 @@ def best_run(config: ConfigDict, workdir: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{path} is missing; the run of {config.seeds} seeds is not finished")
     runs = parse_json(path.read_text(), str(path))["seeds"]
-    split, metric = config.train.select_on, config.train.select_metric
-    scores = [selection_score(run[split], metric) for run in runs]
-    return folders[int(np.argmax(scores))][1]
+    blocks = [run[config.train.select_on] for run in runs]
+    return folders[best_of(blocks, config.train.select_metric)][1]
 
 
 def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> None:
