@@ -144,7 +144,7 @@ def _stages(
 
 
 def _read_predictions(path: Path, names: Sequence[str], dimensions: Sequence[str]) -> _Predictions:
-    """Reads a file of records that ``erc_jax.evaluate.label_dialogues`` made.
+    """Reads a file of records that ``erc_jax.predictor.label_dialogues`` made.
 
     Args:
       path: of the file.

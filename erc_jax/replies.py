@@ -25,8 +25,9 @@ from erc_jax.data.pairs import GENERATION, TextExamples, response_pairs
 from erc_jax.encoders.new_tokenizer import train_tokenizer
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Predictor, SplitResult, seen_in_training
+from erc_jax.predictor import Predictor
 from erc_jax.progress import say
+from erc_jax.scoring import SplitResult, seen_in_training
 from erc_jax.systems import Params, Task
 from erc_jax.systems.response import Response
 from erc_jax.text_metrics import text_scores
@@ -93,6 +94,7 @@ class ReplyExperiment:
     encoder: Seq2Seq  # what training starts from
     system: Response
     examples: Mapping[str, TextExamples]  # of the splits that were asked for
+    description_encoder = None  # replies are not told apart by descriptions of emotions
 
 
 def prepare_replies(

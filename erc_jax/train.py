@@ -20,12 +20,13 @@ from erc_jax.config import check_same_run, config_of_seed, load_config, save_con
 from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.batching import training_order
 from erc_jax.errors import Stopped, UserError
-from erc_jax.evaluate import Predictor, SplitResult, make_scorer, metrics_file
 from erc_jax.experiment import Experiment, blank_batch, prepare
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.metrics import shown_score
+from erc_jax.predictor import Predictor
 from erc_jax.processes import StopRequest, own_folder
 from erc_jax.progress import say
+from erc_jax.scoring import SplitResult, make_scorer, metrics_file
 from erc_jax.seed_run import Place, Row, SeedRun, Selection
 from erc_jax.sharding import (
     DATA_AXIS,

@@ -11,16 +11,10 @@ from erc_jax.config import base_config, save_config
 from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.errors import UserError
-from erc_jax.evaluate import (
-    Predictor,
-    count,
-    evaluate_split,
-    label_dialogues,
-    metrics_file,
-    result_of,
-    seen_in_training,
-    split_scores,
-)
+from erc_jax.evaluate import evaluate_split
+from erc_jax.experiment import Experiment
+from erc_jax.predictor import Predictor, label_dialogues
+from erc_jax.scoring import count, metrics_file, result_of, seen_in_training, split_scores
 from erc_jax.sharding import make_mesh
 from erc_jax.systems import Task, make_system
 
@@ -295,11 +289,12 @@ def test_a_corpus_of_other_labels_is_refused(tmp_path, monkeypatch):
     """The same number of classes in another order would be scored, and wrongly."""
 
     def part(*emotions):
-        return SimpleNamespace(
-            system=SimpleNamespace(tasks=(Task("emotion", emotions),)),
+        return Experiment(
+            corpus=SimpleNamespace(sha256="y"),
             encoder=None,
             description_encoder=None,
-            corpus=SimpleNamespace(sha256="y"),
+            system=SimpleNamespace(tasks=(Task("emotion", emotions),)),
+            examples={},
         )
 
     save_config(base_config(), tmp_path)

@@ -20,7 +20,7 @@ from erc_jax.benchmarks.sent_emo_context import (
 from erc_jax.data.anchors import AnchorExamples
 from erc_jax.data.batching import Examples
 from erc_jax.data.labels import LabelSpace
-from erc_jax.evaluate import Predictor
+from erc_jax.predictor import Predictor
 from erc_jax.sharding import make_mesh
 from erc_jax.steps import TrainState, first_state, make_optimizers, make_train_step
 from erc_jax.systems.sent_emo_context import SentEmoContext

@@ -70,7 +70,7 @@ class Objective:
 
 
 class Run(Protocol):
-    """Runs a system's function over a whole split: see ``erc_jax.evaluate.Predictor.run``."""
+    """Runs a system's function over a whole split: see ``erc_jax.predictor.Predictor.run``."""
 
     def __call__(
         self,
@@ -87,6 +87,10 @@ class System(abc.ABC):
 
     # Whether it predicts with what ``Recognition.fit_reference`` gives.
     has_reference = False
+
+    # Whether it learns a space in which distances tell emotions: it is then a ``Recognition`` that
+    # has ``embed`` and ``with_support``.
+    learns_space = False
 
     dtype = "float32"  # of the computation; see ``config.model.dtype``
 
@@ -132,10 +136,6 @@ class Recognition(System):
     # What its batches hold of an utterance: "features" of a frozen encoder, those of its
     # "modalities", or its "tokens".
     inputs = "features"
-
-    # Whether it learns a space in which distances tell emotions: it then has ``embed`` and
-    # ``with_support``.
-    learns_space = False
 
     # Utterances of the longest dialogue that it reads; None is as many as there are.
     longest: int | None = None

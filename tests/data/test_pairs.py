@@ -15,7 +15,7 @@ from erc_jax.data.corpora import load_corpus
 from erc_jax.data.dialogue import Dialogue, Utterance
 from erc_jax.data.pairs import GENERATION, NO_ITEM, PAD, WIDTHS, TextExamples, response_pairs
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Predictor
+from erc_jax.predictor import Predictor
 from erc_jax.sharding import make_mesh
 
 MAX_TOKENS = 64

@@ -13,8 +13,8 @@ from erc_jax.data.dialogue import VAD
 from erc_jax.data.labels import LabelSpace
 from erc_jax.data.modalities import MODALITIES, Modalities
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Predictor
 from erc_jax.losses import contrast
+from erc_jax.predictor import Predictor
 from erc_jax.sharding import make_mesh
 from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import REFERENCE, make_system

@@ -14,9 +14,10 @@ from erc_jax.config import base_config, response
 from erc_jax.data.dialogue import load_dialogues
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Predictor, evaluate_split
+from erc_jax.evaluate import evaluate_split
 from erc_jax.experiment import prepare
 from erc_jax.losses import smoothed_cross_entropy
+from erc_jax.predictor import Predictor
 from erc_jax.replies import tasks_of
 from erc_jax.respond import Responder, changed, read_decoding
 from erc_jax.sharding import make_mesh

@@ -18,11 +18,12 @@ from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import load_dialogues
 from erc_jax.data.labels import LabelSpace
 from erc_jax.errors import UserError
-from erc_jax.evaluate import Predictor, evaluate_file, evaluate_split
+from erc_jax.evaluate import evaluate_file, evaluate_split
 from erc_jax.experiment import prepare
 from erc_jax.layers.transformer import TransformerLayer
 from erc_jax.losses import batch_class_weights
 from erc_jax.predict import Recognizer
+from erc_jax.predictor import Predictor
 from erc_jax.sharding import make_mesh, over_blocks, replicated
 from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import HEAD, REFERENCE, make_system
