@@ -109,9 +109,8 @@ async def load(url: str, clients: int, seconds: float) -> Load:
     """Has so many clients send conversations for some seconds, each one at a time."""
     result = Load()
     talks = itertools.cycle(conversations())
-    start = time.perf_counter()
 
-    async def client(connection: httpx2.AsyncClient) -> None:
+    async def client(connection: httpx2.AsyncClient, start: float) -> None:
         while (begin := time.perf_counter()) < start + seconds:
             talk = next(talks)
             try:
@@ -130,8 +129,9 @@ async def load(url: str, clients: int, seconds: float) -> Load:
     async with httpx2.AsyncClient(
         timeout=ANSWER_SECONDS, limits=limits, trust_env=False
     ) as connection:
-        await asyncio.gather(*(client(connection) for _ in range(clients)))
-    result.seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        await asyncio.gather(*(client(connection, start) for _ in range(clients)))
+        result.seconds = time.perf_counter() - start
     return result
 
 
