@@ -17,7 +17,14 @@ from flax import struct
 
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.data.labels import UNLABELLED, previous_utterances
-from erc_jax.data.packing import Array, Layout, pack_sequences, round_up, rows_needed
+from erc_jax.data.packing import (
+    Array,
+    Layout,
+    pack_sequences,
+    round_up,
+    round_up_slots,
+    rows_needed,
+)
 
 
 class Split(Protocol):
@@ -326,6 +333,8 @@ def stack_blocks(blocks: Sequence[np.ndarray], n_padded: int, fill: float) -> np
 
 
 LEAST_SLOTS = 16  # of few_shapes
+# Powers of two go up to here. Longer dialogues are rare, and attention over padding costs too much.
+MOST_SLOTS = 512
 
 
 def shapes_up_to(utterances: int) -> list[tuple[int, int]]:
@@ -344,13 +353,16 @@ def shapes_up_to(utterances: int) -> list[tuple[int, int]]:
 def few_shapes(sequence_of: Sequence[np.ndarray]) -> tuple[int, int]:
     """Slots T and rows R that sequences are packed in, both powers of two; then N is T · R.
 
-    A conversation alone has one row, of 16, 32, 64 ... slots.
+    A conversation alone has one row, of 16, 32, 64 ... slots; above 512 those of other batches.
 
     Args:
       sequence_of: numbers of the sequences, by utterance, of everything that is packed alike.
     """
     lengths = [np.unique(of, return_counts=True)[1] for of in sequence_of]
-    slots = max(LEAST_SLOTS, _power_of_two(max(int(of.max(initial=1)) for of in lengths)))
+    longest = max(int(of.max(initial=1)) for of in lengths)
+    slots = max(LEAST_SLOTS, _power_of_two(longest))
+    if longest > MOST_SLOTS:
+        slots = round_up_slots(longest)
     return slots, _power_of_two(max(rows_needed(of, slots) for of in lengths))
 
 

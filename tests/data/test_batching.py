@@ -187,6 +187,12 @@ def test_what_is_asked_for_has_few_shapes(examples_of):
     assert len(met) <= len(shapes_up_to(256)) < len(usual) / 5
 
 
+def test_very_long_dialogues_are_padded_less(examples_of):
+    examples, _ = examples_of([513, 700], n_speakers=1)
+    examples = dataclasses.replace(examples, few_shapes=True)
+    assert examples.batch(np.arange(2)).speaker.index.shape == (1, 768, 2)
+
+
 def test_shapes_up_to_so_many_places():
     assert shapes_up_to(15) == []
     assert shapes_up_to(16) == [(16, 1)]
