@@ -22,6 +22,7 @@ from erc_jax.data.features import stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.data.modalities import MODALITIES
 from erc_jax.data.tokens import TokenExamples
+from erc_jax.encoders.hub import ENCODER
 from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder, Tables
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.encoders.word_vectors import WordVectors
@@ -33,9 +34,7 @@ if TYPE_CHECKING:
     from erc_jax.replies import ReplyExperiment
 
 SPLITS = ("train", "validation", "test")
-FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder, in this folder
-ENCODER = "encoder"
-MODEL = "model"  # where runs that reply leave their model
+FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder
 RESPONSE = "response"  # the system that replies
 FMERL = "fmerl"  # the system that reads modalities, and descriptions of emotions
 Encoder = SentenceEncoder | WordVectors | MultimodalEncoder  # what makes the features

@@ -29,14 +29,13 @@ from erc_jax.config import load_config
 from erc_jax.data.dialogue import parse_json, write_whole
 from erc_jax.data.features import save_features
 from erc_jax.data.labels import LabelSpace
+from erc_jax.encoders.hub import ENCODER, MODEL
 from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder
 from erc_jax.encoders.sentence import CROSS_FITTED, SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import (
-    ENCODER,
     FINE_TUNING,
     FMERL,
-    MODEL,
     RESPONSE,
     AnyExperiment,
     Encoder,

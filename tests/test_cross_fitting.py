@@ -7,9 +7,10 @@ import pytest
 from erc_jax.config import check_values
 from erc_jax.cross_fitting import out_of_fold_features
 from erc_jax.data.features import save_features, utterance_features
+from erc_jax.encoders.hub import ENCODER
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
-from erc_jax.experiment import ENCODER, prepare
+from erc_jax.experiment import prepare
 from erc_jax.workdir import save_encoder
 from tests.tiny import tiny_config
 

@@ -35,7 +35,7 @@ from erc_jax.data.pairs import GENERATION, TaskTexts, TextBatch, TextExamples
 from erc_jax.encoders import hub
 from erc_jax.encoders.bart_config import BartConfig
 from erc_jax.encoders.new_tokenizer import SPECIAL_TOKENS
-from erc_jax.encoders.seq2seq import FILES, MODEL, Seq2Seq
+from erc_jax.encoders.seq2seq import FILES, Seq2Seq
 from erc_jax.encoders.weights import read_json
 
 OURS = "erc_jax.benchmarks.response_jax"
@@ -141,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     args.pairs = args.pairs or PAIRS[args.task]
     if args.encoder:
-        folder, _ = hub.find_model(args.encoder, part=MODEL, files=FILES)
+        folder, _ = hub.find_model(args.encoder, part=hub.MODEL, files=FILES)
         return _run(args, folder)
     with tempfile.TemporaryDirectory() as made:
         # In a process that ends: whoever holds an accelerator would keep others from it.

@@ -35,6 +35,9 @@ FILES = (
     "sentence_bert_config.json",
     WEIGHTS,
 )
+# The folder of a run's workdir that has the encoder it fine-tuned, or the model that replies.
+ENCODER = "encoder"
+MODEL = "model"
 # Who has the models that are known without an owner, by how their names begin.
 OWNERS = {
     "bert-": "google-bert",
@@ -84,7 +87,7 @@ PUBLISHED = {
 
 
 def find_model(
-    name_or_path: str, *, part: str = "encoder", files: Sequence[str] = FILES
+    name_or_path: str, *, part: str = ENCODER, files: Sequence[str] = FILES
 ) -> tuple[Path, str | None]:
     """Finds a model: a local folder, an installed weight package, or a name on the hub.
 

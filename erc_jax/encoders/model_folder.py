@@ -55,7 +55,7 @@ class ModelFolder:
         name_or_path: str,
         sha256: str | None,
         *,
-        part: str = "encoder",
+        part: str = hub.ENCODER,
         files: Sequence[str] = hub.FILES,
     ) -> Self:
         """Finds a model; arguments as of ``hub.find_model``, and the SHA-256 that is expected.

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from erc_jax.encoders.bart import Bart
 from erc_jax.encoders.bart_config import BartConfig
 from erc_jax.encoders.bart_layers import INIT_STD
+from erc_jax.encoders.hub import MODEL
 from erc_jax.encoders.model_folder import (
     CONFIG,
     TOKENIZER,
@@ -33,7 +34,6 @@ from erc_jax.encoders.reading import Reader
 from erc_jax.encoders.weights import WEIGHTS, load_params, read_json
 from erc_jax.errors import UserError
 
-MODEL = "model"  # the folder of a run's workdir that has its model
 GENERATION = "generation_config.json"
 # What is fetched of a model on the hub; see ``hub.FILES``.
 FILES = (CONFIG, TOKENIZER, "tokenizer_config.json", GENERATION, WEIGHTS)
