@@ -64,7 +64,7 @@ class Page:
     def run(self, script):
         return self.driver.execute_script(script)
 
-    def until(self, condition, seconds=10):
+    def until(self, condition, seconds=60):
         from selenium.webdriver.support.wait import WebDriverWait
 
         WebDriverWait(self.driver, seconds).until(lambda _: condition())
