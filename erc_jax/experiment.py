@@ -16,11 +16,10 @@ from erc_jax.data.annotation import load_annotation
 from erc_jax.data.batching import Split, make_examples
 from erc_jax.data.corpora import Corpus, load_corpus
 from erc_jax.data.descriptions import known_descriptions
-from erc_jax.data.dialogue import Dialogue, Utterance
+from erc_jax.data.dialogue import MODALITIES, Dialogue, Utterance
 from erc_jax.data.feature_files import load_split
 from erc_jax.data.features import stands_for, utterance_features
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
-from erc_jax.data.modalities import MODALITIES
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.hub import ENCODER
 from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder, Tables

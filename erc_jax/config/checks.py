@@ -7,8 +7,7 @@ import math
 from ml_collections import ConfigDict
 
 from erc_jax.config.fields import flatten
-from erc_jax.data.dialogue import VAD
-from erc_jax.data.modalities import MODALITIES
+from erc_jax.data.dialogue import MODALITIES, VAD
 from erc_jax.errors import UserError
 
 # Numbers from the first up to, and without, the second.

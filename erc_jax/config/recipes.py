@@ -7,7 +7,7 @@ from collections.abc import Collection
 from ml_collections import ConfigDict
 
 from erc_jax.config.fields import did_you_mean
-from erc_jax.data.modalities import MODALITIES
+from erc_jax.data.dialogue import MODALITIES
 from erc_jax.errors import UserError
 
 

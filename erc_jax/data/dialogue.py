@@ -32,6 +32,7 @@ from typing import Any
 from erc_jax.errors import UserError
 
 VAD = ("valence", "arousal", "dominance")
+MODALITIES = ("text", "audio", "visual")
 # Attention is quadratic in a dialogue's length: 10,000 utterances are 100 million pairs.
 MAX_UTTERANCES = 10_000
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 from flax import struct
 
+from erc_jax.data.dialogue import MODALITIES as MODALITIES  # whose names these are
 from erc_jax.data.packing import Array
-
-MODALITIES = ("text", "audio", "visual")
 
 
 @struct.dataclass

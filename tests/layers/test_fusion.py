@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from erc_jax.data.batching import make_examples
-from erc_jax.data.dialogue import Dialogue, Utterance
-from erc_jax.data.modalities import MODALITIES, Modalities
+from erc_jax.data.dialogue import MODALITIES, Dialogue, Utterance
+from erc_jax.data.modalities import Modalities
 from erc_jax.data.packing import pack_sequences
 from erc_jax.layers.fusion import Fusion, positions, sinusoids
 from tests.tiny import drawn_parameters

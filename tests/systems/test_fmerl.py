@@ -9,9 +9,9 @@ import pytest
 from erc_jax import metrics
 from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples
-from erc_jax.data.dialogue import VAD
+from erc_jax.data.dialogue import MODALITIES, VAD
 from erc_jax.data.labels import LabelSpace
-from erc_jax.data.modalities import MODALITIES, Modalities
+from erc_jax.data.modalities import Modalities
 from erc_jax.errors import UserError
 from erc_jax.losses import contrast
 from erc_jax.predictor import Predictor

@@ -11,9 +11,9 @@ import pytest
 
 from erc_jax.config import base_config
 from erc_jax.data.batching import Examples, make_examples
-from erc_jax.data.dialogue import VAD, Dialogue, Utterance
+from erc_jax.data.dialogue import MODALITIES, VAD, Dialogue, Utterance
 from erc_jax.data.labels import LabelSpace
-from erc_jax.data.modalities import MODALITIES, Modalities
+from erc_jax.data.modalities import Modalities
 from erc_jax.layers.fusion import Fusion
 from erc_jax.systems.fmerl import Fmerl
 from tests.tiny import drawn_parameters
