@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +26,7 @@ from flax import struct
 from erc_jax.encoders.bart import Bart
 from erc_jax.encoders.bart_config import SpecialTokens
 from erc_jax.errors import UserError
-
-# Words among which one maximum is taken first; see ``_largest``.
-BLOCK = 128
+from erc_jax.next_words import draw, forbid, largest
 
 # Tokens [R, K], their position, caches and ancestors [R, K, T], to logits [R, K, V] and caches.
 Read = Callable[[jax.Array, jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
@@ -83,7 +81,8 @@ class Decoding:
             ),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("temperature", self.temperature > 0, "above 0"),
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+            ("length_penalty", math.isfinite(self.length_penalty), "a number"),
         ):
             if not good:
                 raise UserError(f"decoding: {name} is {getattr(self, name)}; expected {expected}")
@@ -225,7 +224,7 @@ def _search(
 
         # Each hypothesis could end next, so twice as many continuations as beams leave enough.
         width = 2 * beams
-        choose = functools.partial(_largest, count=min(width, logits.shape[-1]))
+        choose = functools.partial(largest, count=min(width, logits.shape[-1]))
         log_probs, words = _continuations(
             logits, state.history, position, choose, decoding, special
         )
@@ -315,11 +314,17 @@ def _walk(
     def step(state: _Walk) -> _Walk:
         position, is_open = state.position, state.is_open
         logits, caches = read(state.history[:, :, position], position, state.caches, ancestors)
-        choose: Choose = functools.partial(_largest, count=1)
+        choose: Choose = functools.partial(largest, count=1)
         if key is not None:
             here = jax.random.fold_in(key, position)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(here, jnp.arange(rows))
-            choose = functools.partial(_draw, keys=keys, decoding=decoding)
+            choose = functools.partial(
+                draw,
+                keys=keys,
+                top_k=decoding.top_k,
+                top_p=decoding.top_p,
+                temperature=decoding.temperature,
+            )
         log_probs, words = _continuations(
             logits, state.history, position, choose, decoding, special
         )
@@ -372,7 +377,14 @@ def _continuations(
     totals = jax.nn.logsumexp(logits, -1, keepdims=True)
     # Both are read before the logits are overwritten, which saves a copy of them.
     logits, totals = jax.lax.optimization_barrier((logits, totals))
-    logits = _forbid(logits, history, position, decoding, special)
+    logits = forbid(
+        logits,
+        history,
+        position,
+        no_repeat_ngram=decoding.no_repeat_ngram,
+        min_length=decoding.min_length,
+        end=special.eos,
+    )
     chosen, words = choose(logits)
     log_probs = chosen - totals
     for token, where in (
@@ -384,113 +396,6 @@ def _continuations(
             log_probs = jnp.where(position == where, only, log_probs)
             words = jnp.where(position == where, token, words)
     return log_probs, words
-
-
-def _forbid(
-    logits: jax.Array,
-    history: jax.Array,
-    position: jax.Array,
-    decoding: Decoding,
-    special: SpecialTokens,
-) -> jax.Array:
-    """Logits, -inf where a word would repeat an n-gram or end the text too early."""
-    rows, beams, n_words = logits.shape
-    n = decoding.no_repeat_ngram
-    forbidden = []  # numbers of words, [R, K, ·]; n_words is none
-    if 0 < n < history.shape[-1]:
-        # The words after each earlier occurrence of the latest n - 1. In windows of n words:
-        windows = history.shape[-1] - n + 1
-        latest = jax.lax.dynamic_slice_in_dim(history, position + 2 - n, n - 1, axis=-1)
-        repeats = jnp.arange(windows) + n - 1 <= position
-        for i in range(n - 1):
-            repeats &= history[:, :, i : i + windows] == latest[:, :, i, None]
-        forbidden.append(jnp.where(repeats, history[:, :, n - 1 :], n_words))
-    if decoding.min_length > 1:
-        too_early = position + 1 < decoding.min_length
-        end = jnp.where(too_early, special.eos, n_words)
-        forbidden.append(jnp.full((rows, beams, 1), end))
-    if not forbidden:
-        return logits
-    at = jnp.arange(rows)[:, None, None], jnp.arange(beams)[:, None]
-    return logits.at[*at, jnp.concatenate(forbidden, -1)].set(-jnp.inf, mode="drop")
-
-
-def _largest(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The largest values, in order, and their places in the last axis.
-
-    They lie in the blocks whose maxima are largest: one fast pass finds these, and the slow
-    search of ``top_k`` sees a twentieth of the values.
-
-    Args:
-      x: float32 [R, K, V].
-      count: how many.
-
-    Returns:
-      float32 and int32 [R, K, count].
-    """
-    n_words = x.shape[-1]
-    whole = n_words // BLOCK * BLOCK
-    if whole < count * BLOCK:
-        return jax.lax.top_k(x, count)
-    maxima = x[..., :whole].reshape(*x.shape[:-1], -1, BLOCK).max(-1)
-    if whole < n_words:
-        rest = x[..., whole:].max(-1, keepdims=True)
-        maxima = jnp.concatenate([maxima, rest], -1)
-    blocks = jax.lax.top_k(maxima, count)[1]
-    places = blocks[..., None] * BLOCK + jnp.arange(BLOCK)
-    places = places.reshape(*x.shape[:-1], -1)
-    values = jnp.take_along_axis(x, places, -1, mode="fill", fill_value=-jnp.inf)
-    values, chosen = jax.lax.top_k(values, count)
-    return values, jnp.take_along_axis(places, chosen, -1)
-
-
-def _draw(logits: jax.Array, keys: jax.Array, decoding: Decoding) -> tuple[jax.Array, jax.Array]:
-    """One word for each row, drawn at random.
-
-    Args:
-      logits: float32 [R, 1, V].
-      keys: PRNG keys, [R].
-      decoding: among which words.
-
-    Returns:
-      The words' logits and numbers, float32 and int32 [R, 1, 1].
-    """
-    words = None
-    if 0 < decoding.top_k < logits.shape[-1]:
-        logits, words = _largest(logits, decoding.top_k)
-    odds = logits / decoding.temperature
-    if decoding.top_p < 1:
-        odds = _keep_nucleus(odds, decoding.top_p)
-    drawn = jax.vmap(jax.random.categorical)(keys, odds)[:, :, None]
-    chosen = jnp.take_along_axis(logits, drawn, -1)
-    return chosen, drawn if words is None else jnp.take_along_axis(words, drawn, -1)
-
-
-def _keep_nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """Logits, -inf outside the fewest likeliest words that reach a probability (the nucleus).
-
-    Holtzman et al., The Curious Case of Neural Text Degeneration, 2020, section 3.1.
-
-    Args:
-      logits: float32 [..., V].
-      top_p: the probability, in (0, 1).
-    """
-    # A word belongs if all likelier ones together have less. The least probability of such a word
-    # is found by halving an interval, which is far faster than sorting the vocabulary on a CPU.
-    # Non-negative floats are in the order of their bits, so this ends at neighbouring numbers.
-    probs = nn.softmax(logits)
-    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
-
-    def halve(_: int, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = interval  # too low, not too low
-        middle = low + (high - low) // 2
-        likelier = jnp.where(bits > middle, probs, 0.0).sum(-1, keepdims=True)
-        enough = likelier < top_p
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-
-    low = jnp.full_like(bits[..., :1], -1)
-    _, least = jax.lax.fori_loop(0, 31, halve, (low, bits.max(-1, keepdims=True)))
-    return jnp.where(bits >= least, logits, -jnp.inf)
 
 
 def _length_penalties(decoding: Decoding) -> jax.Array:

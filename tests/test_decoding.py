@@ -13,6 +13,8 @@ import pytest
 from scipy import stats
 
 from erc_jax import decoding as decoding_module
+from erc_jax import next_words
+from erc_jax.config import base_config
 from erc_jax.decoding import Decoding, generate
 from erc_jax.encoders.bart import Bart
 from erc_jax.encoders.bart_config import BartConfig, SpecialTokens
@@ -258,6 +260,13 @@ def test_one_compilation_for_each_shape_and_decoding(sums):
     assert decoding_module._generate._cache_size() == before + 2
 
 
+def test_runs_search_as_decoding_does_where_nothing_is_said():
+    how = base_config().response
+    fields = {name: how[name] for name in dataclasses.asdict(Decoding()) if name in how}
+    assert set(fields) == {"beams", "length_penalty", "no_repeat_ngram", "min_length"}
+    assert Decoding(**fields) == Decoding()
+
+
 def test_texts_have_the_forced_ends(sums):
     decoding = Decoding(beams=3, max_length=6, min_length=6, forced_first=4, forced_last=2)
     _, generated = run(sums, decoding)
@@ -270,7 +279,7 @@ def test_texts_have_the_forced_ends(sums):
 def test_largest_of_blocks_are_the_largest(shape, count):
     x = jax.random.normal(jax.random.key(0), (2, *shape))
     x = x.at[0, 0].set(-jnp.inf).at[0, 0, 3:7].set(0.5)  # ties, and too few
-    values, places = jax.jit(decoding_module._largest, static_argnums=1)(x, count)
+    values, places = jax.jit(next_words.largest, static_argnums=1)(x, count)
     expected, at = jax.lax.top_k(x, count)
     np.testing.assert_array_equal(values, expected)
     real = expected > -jnp.inf
@@ -358,6 +367,8 @@ def test_a_key_decides_what_is_drawn(sums):
         ({"top_p": 0.0}, "top_p is 0.0; expected above 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"temperature": 0.0}, "temperature is 0.0; expected above 0"),
+        ({"temperature": np.inf}, "temperature is inf; expected above 0"),
+        ({"length_penalty": np.nan}, "length_penalty is nan; expected a number"),
     ],
 )
 def test_impossible_decodings_are_refused(options, message):
@@ -544,10 +555,14 @@ def test_forbidden_words_are_those_of_transformers(n):
     rng = np.random.default_rng(n)
     history = rng.integers(0, 4, (2, 3, 16)).astype(np.int32)
     logits = rng.normal(size=(2, 3, 6)).astype(np.float32)
-    decoding = Decoding(max_length=16, no_repeat_ngram=n, min_length=5)
     for position in range(15):
-        ours = decoding_module._forbid(
-            jnp.array(logits), jnp.array(history), jnp.int32(position), decoding, SPECIAL
+        ours = next_words.forbid(
+            jnp.array(logits),
+            jnp.array(history),
+            jnp.int32(position),
+            no_repeat_ngram=n,
+            min_length=5,
+            end=SPECIAL.eos,
         )
         seen = torch.tensor(history.reshape(6, 16)[:, : position + 1]).long()
         expected = torch.tensor(logits.reshape(6, 6))
@@ -564,7 +579,7 @@ def test_nucleus_is_that_of_transformers(top_p, spread):
     processors = pytest.importorskip("transformers").generation.logits_process
     logits = np.random.default_rng(0).normal(size=(20, 3000)).astype(np.float32) * spread
     logits[:, :5] = -np.inf
-    ours = np.asarray(decoding_module._keep_nucleus(jnp.array(logits), top_p))
+    ours = np.asarray(next_words.keep_nucleus(jnp.array(logits), top_p))
     expected = processors.TopPLogitsWarper(top_p)(None, torch.tensor(logits)).numpy()
     # At the nucleus' rim, sums of thousands of float32 differ in their last digits.
     differs = ours != expected
@@ -582,7 +597,7 @@ def test_top_k_is_that_of_transformers(top_k):
     torch = pytest.importorskip("torch")
     processors = pytest.importorskip("transformers").generation.logits_process
     logits = np.random.default_rng(0).normal(size=(20, 3000)).astype(np.float32)
-    values, words = decoding_module._largest(jnp.array(logits)[:, None], top_k)
+    values, words = next_words.largest(jnp.array(logits)[:, None], top_k)
     expected = processors.TopKLogitsWarper(top_k)(None, torch.tensor(logits)).numpy()
     ours = np.full_like(logits, -np.inf)
     np.put_along_axis(ours, np.asarray(words[:, 0]), np.asarray(values[:, 0]), 1)

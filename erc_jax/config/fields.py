@@ -162,6 +162,7 @@ def base_config() -> ConfigDict:
     response.max_tokens = 64  # of an utterance and of a reply; more are cut off
     response.label_smoothing = 0.1  # of replies; classes are not smoothed
     response.attention_dropout = 0.1  # of attention weights; model.dropout is of hidden states
+    # How replies are searched for; the values are those of erc_jax.decoding.Decoding.
     response.beams = 5  # hypotheses that are kept while a reply is written; 1 is greedy
     response.length_penalty = 1.0  # a hypothesis' score is its log-likelihood / length^this
     response.no_repeat_ngram = 3  # so many words do not come twice in a reply; 0 allows it
