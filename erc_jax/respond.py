@@ -188,8 +188,9 @@ def changed(decoding: Decoding, fields: Mapping[str, Any]) -> Decoding:
                 f"{', '.join(field for field in known if field != 'forced_first')}"
             )
         now = getattr(decoding, name)
-        kind = float if isinstance(now, float) else type(now)
-        if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+        kinds = (float, int) if isinstance(now, float) else type(now)
+        # To Python, True is a number, too.
+        if isinstance(value, bool) != isinstance(now, bool) or not isinstance(value, kinds):
             raise UserError(f"decoding's {name} is {value!r}; expected such as {now!r}")
     return dataclasses.replace(decoding, **fields)
 

@@ -403,6 +403,8 @@ def test_decoding_s_fields():
     for fields, message in (
         ({"beam": 1}, "no field 'beam'"),
         ({"beams": 1.5}, "beams is 1.5"),
+        ({"beams": True}, "beams is True"),
+        ({"temperature": True}, "temperature is True"),
         ({"top_p": 0.0}, "top_p is 0.0"),
     ):
         with pytest.raises(UserError, match=message):
