@@ -21,6 +21,13 @@ class Predictor:
     """Runs a system over whole splits; compiles once per batch shape."""
 
     def __init__(self, system: System, mesh: Mesh, batch_size: int = 32):
+        """A predictor.
+
+        Args:
+          system: whose functions are run.
+          mesh: the devices, over which batches are split.
+          batch_size: as of ``config.train.batch_size``.
+        """
         self._system = system
         self._jitted: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._mesh = mesh
@@ -85,6 +92,8 @@ def label_dialogues(
     itself a prediction, which comes with probabilities.
 
     Args:
+      system: that predicted.
+      dialogues: with N utterances in all.
       probabilities: task to float32 [N, C] over the utterances of all dialogues.
     """
     records = []

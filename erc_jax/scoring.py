@@ -42,14 +42,23 @@ class SplitResult:
 def result_of(
     tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], examples: Split
 ) -> SplitResult:
-    """The counts alone."""
+    """The counts alone; arguments as of ``count``."""
     return SplitResult(count(tasks, probabilities, examples))
 
 
 def count(
     tasks: Sequence[Task], probabilities: Mapping[str, np.ndarray], examples: Split
 ) -> Confusions:
-    """Confusion counts of each dialogue; unlabelled utterances count nowhere."""
+    """Confusion counts of each dialogue; unlabelled utterances count nowhere.
+
+    Args:
+      tasks: what was classified.
+      probabilities: task to float32 [N, C] of the split's utterances, in order.
+      examples: the split, with the labels of its N utterances, of M dialogues.
+
+    Returns:
+      Task to int64 [M, C, C], rows true, columns predicted.
+    """
     counts: Confusions = {}
     for task in tasks:
         predicted = probabilities[task.name].argmax(-1)
