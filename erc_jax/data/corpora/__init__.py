@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,25 @@ def load_corpus(
         notes.append("no neutral emotion is given: the ..._no_neutral metrics are left out")
     features = builder.feature_tables(files)
     return Corpus(name, splits, labels, sha256, builder.SYNTHETIC, tuple(notes), features)
+
+
+def corpus_card(name: str) -> dict[str, str]:
+    """What a model's card says of a corpus: name, description, language, homepage, licence, citation.
+
+    What is not known is empty.
+
+    Raises:
+      UserError: there is no such corpus.
+    """
+    builder = _builder(name)
+    return {
+        "name": name,
+        "description": builder.DESCRIPTION,
+        "language": builder.LANGUAGE,
+        "homepage": builder.HOMEPAGE,
+        "license": builder.LICENSE,
+        "citation": textwrap.dedent(f"    {builder.CITATION}").strip(),
+    }
 
 
 def _builder(name: str) -> type[DialogueBuilder]:

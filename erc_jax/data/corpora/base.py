@@ -75,6 +75,7 @@ class DialogueBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
     HOMEPAGE = ""
     LICENSE = ""
     CITATION = ""
+    LANGUAGE = "en"  # ISO 639-1; "" where it is not known
 
     RELEASES: Sequence[Sequence[str]] = ()
     URLS: Mapping[str, str] = {}

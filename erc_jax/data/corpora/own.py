@@ -15,6 +15,7 @@ class Own(DialogueBuilder):
 
     name = "own"
     DESCRIPTION = "Conversations of the user's own"
+    LANGUAGE = ""
     OTHER_EMOTIONS = "The emotions are those of the train split: mend the label, or add examples"
     MANUAL = (
         "data.name=own needs --config.data.source=DIR, a folder of train.jsonl, validation.jsonl "
