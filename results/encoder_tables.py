@@ -1,4 +1,4 @@
-"""Prints docs/results.md's table of fine-tuned encoders from the runs that results/encoders.sh made.
+"""Prints docs/results.md's table of fine-tuned encoders from the runs of results/encoders.sh.
 
 python results/encoder_tables.py RUNS
 """

@@ -4,8 +4,10 @@
 
 prints its perplexity on DailyDialog's validation responses, per token of the tokenizer.json in the
 folder --model, so that it compares with the perplexity of the neural model that reads such tokens:
-over each response's tokens, cut as the neural model's are, and its end; the start is given. The
-discount is the one that serves validation best, so that the floor is as high as it can be.
+over each response's tokens, cut as the neural model's are, and its end; the start is given. Of
+discounts it shows nltk's default, and the one that serves validation best, which makes the floor as
+hard as it can be; besides, the perplexity on responses of dialogues that are not, word for word, in
+the training split, and on responses that are not: an n-gram model knows the others by heart.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ import argparse
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from erc_jax.data.corpora import load_corpus
 from erc_jax.data.pairs import response_pairs
+from erc_jax.scoring import seen_in_training
 
 ORDER = 3
 START, END = "<s>", "</s>"
 MAX_TOKENS = 64  # of a response, start and end included
 DISCOUNTS = [i / 100 for i in range(5, 100, 5)]
+NLTK_DISCOUNT = 0.1  # of nltk.lm.KneserNeyInterpolated, if it is not given one
 
 Ngram = tuple[str, ...]
 
@@ -97,20 +102,32 @@ def main(data: Path, model: Path) -> None:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     corpus = load_corpus("dailydialog", str(data / "dailydialog"))
-    responses = {}
+    responses, pairs = {}, {}
     for split in ("train", "validation"):
-        texts = [pair.response for pair in response_pairs(corpus.splits[split])]
+        pairs[split] = response_pairs(corpus.splits[split])
+        texts = [pair.response for pair in pairs[split]]
         encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
         responses[split] = [encoding.tokens[: MAX_TOKENS - 2] for encoding in encoded]
     smoothed = KneserNey(responses["train"], tokenizer.get_vocab_size())
     found = {d: smoothed.perplexity(responses["validation"], d) for d in DISCOUNTS}
     best = min(found, key=lambda discount: found[discount])
-    tokens = sum(len(response) + 1 for response in responses["validation"])
-    print(
-        f"DailyDialog, validation: perplexity {found[best]:.2f} per token of a {ORDER}-gram model "
-        f"(interpolated Kneser-Ney, discount {best}; {len(responses['validation']):,} responses, "
-        f"{tokens:,} tokens of {tokenizer.get_vocab_size():,})"
-    )
+    print(f"A {ORDER}-gram model, interpolated Kneser-Ney, {tokenizer.get_vocab_size():,} tokens:")
+    print("| DailyDialog, validation | responses | tokens | discount | perplexity |")
+    print("|---|---|---|---|---|")
+    seen = seen_in_training(corpus, "validation")
+    known = {tuple(response) for response in responses["train"]}
+    new_dialogues = [not seen[pair.dialogue] for pair in pairs["validation"]]
+    new_responses = [tuple(response) not in known for response in responses["validation"]]
+    for name, kept, discount in (
+        ("all, nltk's default", [True] * len(new_responses), NLTK_DISCOUNT),
+        ("all", [True] * len(new_responses), best),
+        ("of unseen dialogues", new_dialogues, best),
+        ("unseen responses", new_responses, best),
+    ):
+        of = list(compress(responses["validation"], kept))
+        tokens = sum(len(response) + 1 for response in of)
+        value = smoothed.perplexity(of, discount)
+        print(f"| {name} | {len(of):,} | {tokens:,} | {discount} | {value:.2f} |")
 
 
 if __name__ == "__main__":
