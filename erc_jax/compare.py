@@ -351,7 +351,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def _described(run: FinishedRun) -> str:
-    encoder = run.facts.get("encoder", {}).get("name", "no encoder")
+    encoder = Path(run.facts.get("encoder", {}).get("name", "no encoder")).name
     seeds = f"{len(run.folders)} seed{'s' * (len(run.folders) > 1)}"
     commit = (run.facts.get("commit") or "unknown")[:8]
     return f"{run.workdir}: {run.facts['system']} on {encoder}, {seeds}, commit {commit}"
