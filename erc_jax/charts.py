@@ -116,6 +116,23 @@ N_COLOURS = 6
 NEUTRAL_NAMES = ("neutral", "no emotion")  # the corpora's; without a colour, others stand out
 
 
+# The corpora's names of what has the same colour everywhere, by its place in ``drawing.COLOURS``.
+USUAL_NAMES = {
+    name: number
+    for number, names in enumerate(
+        (
+            ("sadness", "sad"),  # blue
+            ("joy", "joyful", "happiness", "happy"),  # orange
+            ("disgust", "peaceful", "frustrated"),  # green
+            ("fear", "scared"),  # pink
+            ("surprise", "powerful", "excited"),  # light blue
+            ("anger", "angry", "mad"),  # red
+        )
+    )
+    for name in names
+}
+
+
 def colour_number(emotion: str, emotions: Sequence[str]) -> int:
     """Which colour an emotion has, on pages and on the terminal.
 
@@ -124,12 +141,18 @@ def colour_number(emotion: str, emotions: Sequence[str]) -> int:
       emotions: all classes, in order.
 
     Returns:
-      A place in ``drawing.COLOURS`` below N_COLOURS, which come again where there are many
-      emotions; N_COLOURS, which is grey, for the neutral one.
+      A place in ``drawing.COLOURS`` below N_COLOURS; names that are not usual get those that are
+      left, which come again where there are many emotions. N_COLOURS, which is grey, for the
+      neutral one.
     """
     if emotion in NEUTRAL_NAMES:
         return N_COLOURS
-    return [name for name in emotions if name not in NEUTRAL_NAMES].index(emotion) % N_COLOURS
+    if emotion in USUAL_NAMES:
+        return USUAL_NAMES[emotion]
+    taken = {USUAL_NAMES.get(name) for name in emotions}
+    left = [number for number in range(N_COLOURS) if number not in taken] or range(N_COLOURS)
+    unusual = [name for name in emotions if name not in (*NEUTRAL_NAMES, *USUAL_NAMES)]
+    return left[unusual.index(emotion) % len(left)]
 
 
 MAX_POINTS = 200  # of a curve: more than a screen shows

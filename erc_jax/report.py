@@ -126,7 +126,8 @@ def _facts(run: FinishedRun) -> list[tuple[str, str]]:
     if has_shift and (first_shift := corpus.get("first_shift")):
         rows.append(("shift of first utterances", first_shift.replace("_", " ")))
     if encoder := facts.get("encoder"):
-        rows.append(("encoder", f"{encoder['name']} ({encoder['sha256'][:8]})"))
+        # Without the folder: a report is for others, too.
+        rows.append(("encoder", f"{Path(encoder['name']).name} ({encoder['sha256'][:8]})"))
     if modalities := facts.get("modalities"):
         rows.append(("modalities", ", ".join(modalities)))
     split, metric = run.selected_on
@@ -171,4 +172,7 @@ def _cost(run: FinishedRun) -> list[tuple[str, str]]:
         )
     if devices := facts.get("devices"):
         rows.append(("devices", ", ".join(devices)))
+    if parameters := facts.get("parameters"):
+        sizes = [f"{parameters[kind]:,} {kind}" for kind in ("trained", "frozen")]
+        rows.append(("parameters", ", ".join(sizes)))
     return rows or [("time", "not recorded")]

@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from erc_jax.charts import N_COLOURS
+from erc_jax.charts import N_COLOURS, USUAL_NAMES, colour_number
 from erc_jax.drawing import COLOURS, NEUTRAL_ON_DARK, NEUTRAL_ON_LIGHT
 
 # How linear RGB looks to dichromats: Machado, Oliveira and Fernandes (2009), severity 1.
@@ -72,6 +72,33 @@ def test_the_measure_finds_what_looks_alike():
     apart = {name: np.linalg.norm(lab(red, seen) - lab(green, seen)) for name, seen in SEEN.items()}
     assert apart["all colours"] > 40
     assert apart["deuteranopia"] < LEAST
+
+
+def test_an_emotion_has_one_colour_in_all_corpora():
+    corpora = {
+        "meld": "neutral joy surprise anger sadness disgust fear",
+        "emorynlp": "joyful mad peaceful neutral sad powerful scared",
+        "iemocap": "happy sad neutral angry excited frustrated",
+    }
+    numbers = {
+        corpus: {name: colour_number(name, names.split()) for name in names.split()}
+        for corpus, names in corpora.items()
+    }
+    for of_corpus in numbers.values():
+        assert len(set(of_corpus.values())) == len(of_corpus), "each has its own"
+        assert of_corpus["neutral"] == N_COLOURS
+    assert numbers["meld"]["joy"] == numbers["emorynlp"]["joyful"] == numbers["iemocap"]["happy"]
+    assert numbers["meld"]["anger"] == numbers["emorynlp"]["mad"] == numbers["iemocap"]["angry"]
+
+
+def test_other_names_get_what_is_left():
+    names = ["joy", "envy", "no emotion", "awe"]
+    found = [colour_number(name, names) for name in names]
+    assert found == [1, 0, N_COLOURS, 2]
+    many = [f"feeling {number}" for number in range(8)]
+    assert [colour_number(name, many) for name in many] == [0, 1, 2, 3, 4, 5, 0, 1]
+    every = [*USUAL_NAMES, "envy"]
+    assert colour_number("envy", every) == 0
 
 
 def test_colours_can_be_seen_on_both_papers():

@@ -168,8 +168,9 @@ def test_the_pictures_of_the_documentation(page, tmp_path):
         page.until(lambda: "Model" in page.find("#model").text)
         page.find("#example").click()
         page.until(lambda: len(page.texts(".emotion")) == 8, seconds=300)
-        page.run("document.querySelectorAll('.emotion')[6].focus()")
-        shoot("serve", 1000)
+        page.resize(1280, height=1150)
+        page.run("document.querySelectorAll('.emotion')[7].focus(); scrollTo(0, 0)")
+        shoot("serve", 1150)
     compared = tmp_path / "compare.html"
     write_comparison(compare(runs), compared)
     reports = [write_report(run).absolute() for run in runs]

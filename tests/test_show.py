@@ -135,8 +135,8 @@ def test_an_emotion_has_a_colour_and_its_name():
         ],
     }
     sent = coloured(show_conversation, record)
-    assert f"{sgr(COLOURS[0], '1;')}joy" in sent
-    assert f"{sgr(COLOURS[1], '1;')}anger" in sent
+    assert f"{sgr(COLOURS[1], '1;')}joy" in sent
+    assert f"{sgr(COLOURS[5], '1;')}anger" in sent
     assert "│ neutral " in sent  # as it is, so that the others stand out
     assert re.search(re.escape(sgr("#D55E00")) + " *⇊", sent)
     assert re.search(re.escape(sgr("#56B4E9")) + " *↑", sent)
