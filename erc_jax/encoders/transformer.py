@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -96,19 +97,18 @@ def read_fields(kind: type, record: Mapping[str, Any], where: str) -> dict[str, 
     Raises:
       UserError: one is missing, of another type, or below what makes sense.
     """
-    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
     fields: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        value = record.get(field.name)
-        good = isinstance(value, types[str(field.type)])
-        good = good and isinstance(value, bool) == (field.type == "bool")
-        least = 0 if field.name.endswith("token_id") or field.type == "bool" else 1e-300
+    for name, wanted in typing.get_type_hints(kind).items():
+        value = record.get(name)
+        good = isinstance(value, (int, float) if wanted is float else wanted)
+        good = good and isinstance(value, bool) == (wanted is bool)
+        least = 0 if name.endswith("token_id") or wanted is bool else 1e-300
         if not good or (isinstance(value, int | float) and value < least):
             raise UserError(
-                f"{where}: expected {field.type} as {field.name!r}, found {value!r}; "
+                f"{where}: expected {wanted.__name__} as {name!r}, found {value!r}; "
                 "take config.json from where the weights come from"
             )
-        fields[field.name] = value
+        fields[name] = value
     return fields
 
 
