@@ -624,9 +624,10 @@ def test_the_command_serves_and_stops_at_once(place, one_device_env, tmp_path):
             while not (found := re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())):
                 assert process.poll() is None
             wait_until(lambda: answers(found[0]))
-            assert httpx2.post(f"{found[0]}/predict", json=QUESTION).status_code == 200
-            assert httpx2.get(f"{found[0]}/health").json()["ready"] is False
+            asked = httpx2.post(f"{found[0]}/predict", json=QUESTION, timeout=120)
+            assert asked.status_code == 200
+            assert httpx2.get(f"{found[0]}/health", timeout=120).json()["ready"] is False
             process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
