@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 from erc_jax import chat_flags
 from erc_jax.allocator import keep_freed_memory
 from erc_jax.config import check_same_run, find_config, load_config, read_config, value_of
-from erc_jax.data.modalities import MODALITIES
+from erc_jax.data.dialogue import MODALITIES
 from erc_jax.errors import CRASHED_EXIT_CODE, STOPPED_EXIT_CODE, Stopped, UserError
 from erc_jax.plugins import import_plugins
 
@@ -365,7 +365,8 @@ def main(argv: Sequence[str]) -> None:
             return
         if not _WORKDIR.value:
             raise UserError("--workdir is missing: the folder of the run, such as runs/meld")
-        _keep_compiled_programs()
+        if _MODE.value != "report":  # which starts at once, without JAX
+            _keep_compiled_programs()
         MODES[_MODE.value](Path(_WORKDIR.value))
     except UserError as error:
         sys.exit(f"Error: {error}")

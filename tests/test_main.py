@@ -16,6 +16,18 @@ def trained(monkeypatch):
     return asked
 
 
+def test_the_command_line_starts_without_jax(tmp_path):
+    """Help, mistakes and reports come at once."""
+    workdir = make_run(tmp_path / "run")
+    code = (
+        "import sys; from erc_jax.main import main, parse_flags; "
+        f"main(parse_flags(['erc-jax', '--mode', 'report', '--workdir', {str(workdir)!r}])); "
+        "print([m for m in ('jax', 'flax', 'scipy') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert told.stdout.splitlines() == [str(workdir / "report.html"), "[]"], told.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
