@@ -9,7 +9,8 @@ import pytest
 from erc_jax.errors import UserError
 from erc_jax.finished import Conversation, Turn, read_run
 from erc_jax.published import published
-from erc_jax.report import calibration, most_confident_mistakes, write_report
+from erc_jax.report import write_report
+from erc_jax.report_utterances import calibration, most_confident_mistakes
 from tests.fabricated import (
     CONFIG,
     change,
@@ -88,8 +89,9 @@ def test_what_it_takes_of_metrics(tmp_path):
         content["test"]["per_class"]["joy"]["recall"] = 0.4242
         content["run"]["commit"] = "feedface"
         content["run"]["seconds"] = 7322.0
+        content["run"]["parameters"] = {"trained": 1234567, "frozen": 89}
 
-    shown = ("12.35", "98,765", "42.4", "feedface", "2 h 2 min")
+    shown = ("12.35", "98,765", "42.4", "feedface", "2 h 2 min", "1,234,567 trained, 89 frozen")
     assert not any(figure in before for figure in shown)
     change(workdir / "metrics.json", other)
     after = page(workdir)
