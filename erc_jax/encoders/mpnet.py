@@ -7,6 +7,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from erc_jax.encoders.transformer import Encoder, EncoderConfig, Names
@@ -55,11 +56,13 @@ class MPNet(Encoder):
             "encoder.relative_attention_bias",
             config.num_attention_heads,
         )
-        places = np.arange(width)
-        distance = places[None, :] - places[:, None]
-        return table(_bucket(distance, config.relative_attention_num_buckets)).transpose(2, 0, 1)[
-            None
-        ]
+        # Of each distance, farthest before to farthest after; farther ones share their buckets. So
+        # the width may be a symbol, as it is in exported programs.
+        distances = np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
+        of_distance = table(_bucket(distances, config.relative_attention_num_buckets))
+        places = jnp.arange(width)
+        distance = jnp.clip(places[None, :] - places[:, None], -MAX_DISTANCE, MAX_DISTANCE)
+        return of_distance[distance + MAX_DISTANCE].transpose(2, 0, 1)[None]
 
 
 def _bucket(distance: np.ndarray, buckets: int) -> np.ndarray:

@@ -26,26 +26,24 @@ class Reader:
 
     Attributes:
       max_length: tokens of a sequence, special ones included; the rest of a text is cut off.
+      tokenizer: without padding and truncation.
+      lower_case: whether texts are lower-cased before the tokenizer sees them.
+      begin, end: int32 [1], the special token that a sequence begins with, and the one that each
+        utterance ends with: [CLS] and [SEP], or what a model has in their place.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, lower_case: bool):
-        """Args:
-        tokenizer: without padding and truncation.
-        max_length: see above.
-        lower_case: whether texts are lower-cased before the tokenizer sees them.
-        """
         self.max_length = max_length
-        self._tokenizer = tokenizer
-        self._lower_case = lower_case
-        # [CLS] and [SEP], or what a model has in their place.
+        self.tokenizer = tokenizer
+        self.lower_case = lower_case
         empty = tokenizer.encode("").ids
-        self._begin, self._end = np.array(empty[:1], np.int32), np.array(empty[-1:], np.int32)
+        self.begin, self.end = np.array(empty[:1], np.int32), np.array(empty[-1:], np.int32)
 
     def alone(self, texts: Sequence[str]) -> list[TokenSequence]:
         """A sequence for each text; its number is its owner."""
         room = self.max_length - 2
         return [
-            _sequence(np.concatenate([self._begin, ids[:room], self._end]), number)
+            _sequence(np.concatenate([self.begin, ids[:room], self.end]), number)
             for number, ids in enumerate(self._tokenize(texts))
         ]
 
@@ -53,7 +51,7 @@ class Reader:
         """Sequences of dialogues; the owners are their utterances, numbered one after another."""
         texts = [f"{u.speaker}: {u.text}" for d in dialogues for u in d.utterances]
         room = self.max_length - 2
-        pieces = [np.concatenate([ids[:room], self._end]) for ids in self._tokenize(texts)]
+        pieces = [np.concatenate([ids[:room], self.end]) for ids in self._tokenize(texts)]
         sequences = []
         start = 0
         for dialogue in dialogues:
@@ -64,7 +62,7 @@ class Reader:
                 owners = [i if i - start in window.own else NOBODY for i in chosen]
                 sequences.append(
                     TokenSequence(
-                        np.concatenate([self._begin, *(pieces[i] for i in chosen)]),
+                        np.concatenate([self.begin, *(pieces[i] for i in chosen)]),
                         np.repeat([NOBODY, *owners], [1, *(len(pieces[i]) for i in chosen)]).astype(
                             np.int32
                         ),
@@ -76,9 +74,9 @@ class Reader:
     def _tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         # JSON can hold half of a surrogate pair, which no tokenizer takes.
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
-        if self._lower_case:
+        if self.lower_case:
             texts = [text.lower() for text in texts]
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
 

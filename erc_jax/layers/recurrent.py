@@ -203,7 +203,7 @@ lstm.defvjp(_lstm_fwd, _lstm_bwd)
 def _goes_on(layout: Layout, reverse: bool) -> Array:
     """`<bool>[T, R, 1]` whether a slot goes on with the sequence of the slot before it."""
     same = layout.segment[1:] == layout.segment[:-1]
-    edge = jnp.zeros_like(same[:1])
+    edge = jnp.zeros((1, same.shape[1]), bool)
     return jnp.concatenate([same, edge] if reverse else [edge, same])[..., None]
 
 

@@ -44,8 +44,9 @@ class FineTuning(Recognition):
         self._labels = labels
         self._published = encoder.params
         self._pooling = encoder.pooling.mode
+        self.compute_dtype = jnp.dtype(how.dtype)
         self._module = encoder.module.clone(
-            dtype=jnp.dtype(how.dtype), scan_layers=how.scan_layers, remat=how.remat
+            dtype=self.compute_dtype, scan_layers=how.scan_layers, remat=how.remat
         )
         self._head = nn.Dense(len(labels.emotions))
         self._dropout = DropoutRates(config.model.dropout, how.attention_dropout)
@@ -77,38 +78,46 @@ class FineTuning(Recognition):
     def trained_encoder(self, params: Params) -> Params:
         return self.to_published(params)["encoder"]
 
-    def _logits(self, params: Params, batch: TokenBatch, key: jax.Array | None) -> jax.Array:
-        """Logits float32 [G, N, C] of the places for utterances."""
+    def _vectors(self, params: Params, batch: TokenBatch, key: jax.Array | None) -> jax.Array:
+        """Vectors float32 [G · N, D] of the places for utterances; with a key, for training."""
         rows = (-1, batch.words.shape[-1])
         words, segments, positions, slots, tokens = (
             jnp.reshape(x, rows)
             for x in (batch.words, batch.segments, batch.positions, batch.slots, batch.tokens)
         )
-        encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
         hidden = self._module.apply(
             {"params": params["encoder"]},
             words,
             segments,
             positions,
-            key=encoder_key,
+            key=key,
             tokens=tokens,
             rates=self._dropout,
         )
         vectors = pool(hidden, slots, self._pooling)  # type: ignore[arg-type]
-        vectors = vectors.reshape(batch.ids.size, -1)
-        drop = Dropout(head_key, batch.ids.reshape(-1), self._dropout.hidden, vectors.shape[-1])
-        logits = self._head.apply({"params": params[HEAD + "emotion"]}, drop(vectors))
-        return logits.reshape(*batch.ids.shape, -1)  # type: ignore[union-attr]
+        return vectors.reshape(batch.ids.size, -1)
+
+    def _logits(self, params: Params, vectors: jax.Array) -> jax.Array:
+        """Logits float32 [..., C] of vectors float32 [..., D]."""
+        return self._head.apply({"params": params[HEAD + "emotion"]}, vectors)  # type: ignore[return-value]
 
     def loss(
         self, params: Params, batch: TokenBatch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy, each class weighted as the config says."""
-        logits = self._logits(params, batch, key)
+        encoder_key, head_key = jax.random.split(key)
+        vectors = self._vectors(params, batch, encoder_key)
+        drop = Dropout(head_key, batch.ids.reshape(-1), self._dropout.hidden, vectors.shape[-1])
+        logits = self._logits(params, drop(vectors)).reshape(*batch.ids.shape, -1)
         return cross_entropy(logits, batch.labels["emotion"], self._class_weights), {}
 
     def predict(self, params: Params, batch: TokenBatch) -> dict[str, jax.Array]:
-        return {"emotion": jax.nn.softmax(self._logits(params, batch, None))}
+        vectors = self._vectors(params, batch, None)
+        return self.classify(params, vectors.reshape(*batch.ids.shape, -1))
+
+    def classify(self, params: Params, vectors: jax.Array) -> dict[str, jax.Array]:
+        """As ``predict``, of the encoder's vectors of utterances, float32 [..., D]."""
+        return {"emotion": jax.nn.softmax(self._logits(params, vectors))}
 
     def describe(
         self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]

@@ -144,9 +144,9 @@ class Fmerl(Recognition):
         self._unseen = tuple(name for name in config.zero_shot.unseen.split(",") if name)
         self._give_up = config.zero_shot.give_up
         self.has_reference = bool(self._unseen and self._give_up)
-        self._rated = tuple(d for d in how.vad.dimensions if labels.vad_scale is not None)
+        self.rated = tuple(d for d in how.vad.dimensions if labels.vad_scale is not None)
         self.notes: Sequence[str] = ()
-        if how.vad.dimensions and not self._rated:
+        if how.vad.dimensions and not self.rated:
             self.notes = (
                 "No utterance is rated, so valence, arousal and dominance are left out; --mode "
                 "annotate makes ratings, config.data.annotation names them.",
@@ -168,7 +168,7 @@ class Fmerl(Recognition):
         )
         self._model = Model(
             fusion,
-            self._rated,
+            self.rated,
             how.vad.hidden_layers,
             self._emotion_vectors.shape[-1],
             config.model.normalize_input,
@@ -208,7 +208,7 @@ class Fmerl(Recognition):
     def targets(self, dialogues: Sequence[Dialogue]) -> dict[str, np.ndarray]:
         """``emotion`` int32 [N]; where it is regressed, ``vad`` float32 [N, 3] in [0, 1] or -1."""
         emotions = np.concatenate([self._labels.emotion_ids(d) for d in dialogues])
-        if not self._rated:
+        if not self.rated:
             return {"emotion": emotions}
         ratings = np.concatenate([self._labels.vad_ratings(d) for d in dialogues])
         return {"emotion": emotions, "vad": ratings}
@@ -240,7 +240,7 @@ class Fmerl(Recognition):
         )
         total = how.lambda_triple * (l1 + how.lambda_negative * l2)
         parts = {"contrast": l1, "negatives": l2}
-        for number, dimension in enumerate(self._rated):
+        for number, dimension in enumerate(self.rated):
             target = jnp.asarray(batch.labels["vad"])[..., VAD.index(dimension)]
             assert ratings is not None
             parts[dimension] = masked_squared_error(ratings[..., number], target)
@@ -290,9 +290,9 @@ class Fmerl(Recognition):
         """Agreement with the ratings, on their scale; and what held-out emotions are named."""
         outputs = run(self.predict, params, examples)
         scores: dict[str, Any] = {}
-        if self._rated:
+        if self.rated:
             agreement = {}
-            for number, dimension in enumerate(self._rated):
+            for number, dimension in enumerate(self.rated):
                 target = examples.labels["vad"][:, VAD.index(dimension)]
                 rated = target >= 0
                 if rated.any():
@@ -312,7 +312,7 @@ class Fmerl(Recognition):
 
     def about(self) -> dict[str, Any]:
         """The scale of ``vad``, where it is predicted."""
-        return {"vad_scale": list(self._labels.vad_scale or ())} if self._rated else {}
+        return {"vad_scale": list(self._labels.vad_scale or ())} if self.rated else {}
 
     def describe(
         self, dialogue: Dialogue, probabilities: Mapping[str, np.ndarray]
@@ -321,9 +321,9 @@ class Fmerl(Recognition):
         described = self._labels.describe(probabilities["emotion"])
         for record, cosines in zip(described, probabilities["similarity"], strict=True):
             record["similarity"] = dict(zip(self._labels.emotions, cosines.tolist(), strict=True))
-        if self._rated:
+        if self.rated:
             for record, ratings in zip(
                 described, self._on_scale(probabilities["vad"]), strict=True
             ):
-                record["vad"] = dict(zip(self._rated, ratings.tolist(), strict=True))
+                record["vad"] = dict(zip(self.rated, ratings.tolist(), strict=True))
         return described

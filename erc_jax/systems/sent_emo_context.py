@@ -287,7 +287,7 @@ class SentEmoContext(Recognition):
         """The classifier's logits float [G, A, C] of vectors float [G, A, D]."""
         width = vectors.shape[-1]
         flat = vectors.reshape(-1, width)
-        of = jnp.zeros(len(flat), jnp.int32) if ids is None else ids.reshape(-1)
+        of = jnp.zeros(flat.shape[0], jnp.int32) if ids is None else ids.reshape(-1)
         drop = Dropout(key, of, self._dropout, 2 * width + self._how.ffn)
         hidden: Any = self._classifier.apply(
             {"params": params["classifier"]}, flat, None, drop, drop
