@@ -6,6 +6,7 @@ python -m erc_jax.main --workdir runs/meld --mode predict --input talk.jsonl --o
 python -m erc_jax.main --workdir runs/reply --mode respond --input talk.jsonl --output replies.jsonl
 python -m erc_jax.main --workdir runs/meld --mode figures
 python -m erc_jax.main --workdir runs/meld --mode report
+python -m erc_jax.main --workdir runs/meld --mode export --output exported
 python -m erc_jax.main --mode compare runs/a runs/b runs/c --output compare.html
 python -m erc_jax.main --mode annotate --config configs/meld.py:fmerl --annotator lexicon \
     --lexicon Ratings_Warriner_et_al.csv --output annotations/meld
@@ -42,7 +43,7 @@ _MODE = flags.DEFINE_enum(
     "train",
     [
         *("train", "evaluate", "predict", "respond", "few_shot", "figures", "report", "compare"),
-        "annotate",
+        *("annotate", "export"),
     ],
     "What to do.",
 )
@@ -76,13 +77,15 @@ _SEED = flags.DEFINE_integer("seed", 0, "respond: of replies that are sampled.")
 _WAYS = flags.DEFINE_integer("ways", 5, "few_shot: emotions of an episode.", lower_bound=2)
 _SHOTS = flags.DEFINE_integer("shots", 5, "few_shot: examples of each emotion.", lower_bound=1)
 _ENCODER = flags.DEFINE_string(
-    "encoder", None, "predict, evaluate --input: where the run's encoder is, if it has moved."
+    "encoder",
+    None,
+    "predict, export, evaluate --input: where the run's encoder is, if it has moved.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "predict, respond: file for the JSON lines. evaluate --input: for the scores. compare: for "
-    "the page. annotate: a folder.",
+    "the page. annotate, export: a folder; of export, exported/ in the workdir without it.",
 )
 _ANNOTATOR = flags.DEFINE_enum(
     "annotator", None, ["lexicon", "llm"], "annotate: word norms, or a chat model."
@@ -283,6 +286,14 @@ def _report(workdir: Path) -> None:
     print(write_report(workdir))
 
 
+def _export(workdir: Path) -> None:
+    from erc_jax.export import export_run
+
+    folder = Path(_OUTPUT.value) if _OUTPUT.value else workdir / "exported"
+    export_run(workdir, folder, _ENCODER.value)
+    print(f"{folder}: python {folder}/predict.py talk.jsonl")
+
+
 def _compare(workdirs: Sequence[str]) -> None:
     from erc_jax.compare import compare, write_comparison
     from erc_jax.show import show_comparison
@@ -344,6 +355,7 @@ MODES: dict[str, Callable[[Path], None]] = {
     "few_shot": _few_shot,
     "figures": _figures,
     "report": _report,
+    "export": _export,
 }
 
 
