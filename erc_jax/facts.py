@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from ml_collections import ConfigDict
 
 from erc_jax.data.corpora import Corpus
 from erc_jax.encoders.multimodal import MultimodalEncoder
-from erc_jax.experiment import AnyExperiment, Experiment
+from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.experiment import AnyExperiment, Experiment, blank_batch
 from erc_jax.metrics import shown_score
 
 
@@ -35,6 +37,7 @@ def run_facts(
             "width": experiment.encoder.width,
         },
         **_modality_facts(experiment),
+        "parameters": parameter_counts(experiment),
         "seeds": [run["seed"] for run in chosen],
         "selected_on": f"{config.train.select_on} {config.train.select_metric}",
         "checkpoints": list(chosen),
@@ -50,6 +53,28 @@ def selection_facts(seed: int, selection: Mapping[str, Any], config: ConfigDict)
     """Which checkpoint of a seed was chosen, for ``run_facts``."""
     score = shown_score(selection["best_score"], config.train.select_metric)
     return {"seed": seed, **selection, "best_score": score}
+
+
+def parameter_counts(experiment: AnyExperiment) -> dict[str, int]:
+    """How many parameters the system trains, and how many its text encoder has that stays frozen.
+
+    The encoder of descriptions does not count: it reads no utterance.
+    """
+    system, encoder = experiment.system, experiment.encoder
+    blank = blank_batch(system, encoder)
+
+    def init(key: jax.Array) -> Any:
+        params = system.init(key, blank)
+        return params, system.trained_encoder(params)
+
+    params, trained_encoder = jax.eval_shape(init, jax.random.key(0))
+    reader: Any = encoder.text if isinstance(encoder, MultimodalEncoder) else encoder
+    is_frozen = isinstance(reader, SentenceEncoder) and trained_encoder is None
+    return {"trained": _count(params), "frozen": _count(reader.params) if is_frozen else 0}
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _modality_facts(experiment: AnyExperiment) -> dict[str, Any]:

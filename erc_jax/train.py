@@ -23,6 +23,7 @@ from erc_jax.errors import Stopped, UserError
 from erc_jax.experiment import Experiment, blank_batch, prepare
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.metrics import shown_score
+from erc_jax.model_card import write_model_card
 from erc_jax.predictor import Predictor
 from erc_jax.processes import StopRequest, own_folder
 from erc_jax.progress import say
@@ -133,6 +134,7 @@ def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
     content = metrics_file(workdir, scorer.tasks, results, facts)
     publish_best(config, workdir, SCORED_SPLITS)
     publish_encoder(config, workdir)
+    write_model_card(workdir)
     return content
 
 
