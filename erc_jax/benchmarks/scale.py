@@ -1,9 +1,11 @@
 """Many seeds in one program, and many devices: what a seed costs, and whether numbers stay.
 
 "seeds": a training step of Mtl-ERC-ES on batches of 32 dialogues with MELD's lengths, for so many
-seeds at once, each with its own batch, against as many single steps in turn. Both ways are
-measured: seeds one after another in one program ("unrolled"), and as one computation ("vmapped").
-The cost of a seed is the joint step's time by that of the single steps; below 1 it pays.
+seeds at once, each with its own batch, against as many single steps in turn. These ways are
+measured: seeds one after another in one program ("unrolled"), and as one computation ("vmapped");
+and, where there are several devices, or cores that can pretend to be some, seeds on devices of
+their own ("side by side"). The cost of a seed is the joint step's time by that of the single steps,
+which have one device, or all cores; below 1 it pays.
 
 "devices": the losses of some steps on 1, 2, 4 and 8 devices, each with 8 dialogues, against the
 same batches on one. On a CPU the devices are pretended: it is about correctness, not about speed.
@@ -12,6 +14,7 @@ same batches on one. On a CPU the devices are pretended: it is about correctness
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from functools import partial
 from typing import Any
@@ -23,7 +26,7 @@ from erc_jax.benchmarks.mtl_erc_es import DIALOGUES_PER_BATCH
 
 OURS = "erc_jax.benchmarks.scale_jax"
 SEEDS = (1, 2, 4, 8)
-WAYS = ("unrolled", "vmapped")
+WAYS = ("unrolled", "vmapped", "side by side")
 DEVICES = (1, 2, 4, 8)
 DIALOGUES_PER_DEVICE = 8
 STEPS = 5
@@ -51,12 +54,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = {
         **{"width": args.width, "n_batches": args.batches, "dtype": args.dtype},
         "seeds": tuple(args.seeds),
+        "n_cpus": args.threads,
     }
     rows = []
     with harness.Worker(f"{OURS}:seed_cases", options, args.threads) as worker:
-        device = worker.value("facts")["device"]
+        facts = worker.value("facts")
         for n_seeds in args.seeds:
             for way in args.ways:
+                if way == "side by side" and math.gcd(n_seeds, facts["devices"]) == 1:
+                    continue
                 paired = harness.pairs(
                     partial(worker.seconds, f"{way} {n_seeds}"),
                     partial(worker.seconds, f"apart {n_seeds}"),
@@ -75,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 record["seeds"][f"{n_seeds} {way}"] = {"ms": joint, "apart_ms": apart, "cost": cost}
     print(
         f"Mtl-ERC-ES, d = {args.width}, {args.dtype}, batches of {DIALOGUES_PER_BATCH} dialogues "
-        f"per seed; {device}, {args.threads} threads"
+        f"per seed; {facts['device']}, {args.threads} threads"
     )
     header = ["", "a step of all", "per seed", "single steps", "cost of a seed"]
     harness.print_table(header, rows)

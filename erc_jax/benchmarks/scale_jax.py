@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,66 +14,74 @@ from jax.sharding import Mesh
 from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.mtl_erc_es import sample
 from erc_jax.benchmarks.mtl_erc_es_jax import make_system
-from erc_jax.benchmarks.scale import DIALOGUES_PER_DEVICE, WAYS, seed_batches
-from erc_jax.sharding import make_mesh, over_rows, put_batch, replicated
+from erc_jax.benchmarks.scale import DIALOGUES_PER_DEVICE, seed_batches
+from erc_jax.sharding import (
+    SEED_AXIS,
+    make_mesh,
+    over_rows,
+    put_batch,
+    replicated,
+    side_by_side,
+)
 from erc_jax.steps import JointStep, first_state
 
 
-def rows_of_one(batch: Any, mesh: Mesh) -> Any:
-    """A joint batch, of a seed in each row, on the devices."""
-    return put_batch(jax.tree.map(lambda array: array[:, None], batch), over_rows(mesh))
+def in_rows(batch: Any, mesh: Mesh) -> Any:
+    """A joint batch on the devices, its seeds in rows as long as the mesh's axis of them."""
+    in_a_row = mesh.shape[SEED_AXIS]
+    return put_batch(
+        jax.tree.map(lambda array: array.reshape(-1, in_a_row, *array.shape[1:]), batch),
+        over_rows(mesh),
+    )
 
 
-def seed_cases(width: int, n_batches: int, dtype: str, seeds: Sequence[int]) -> harness.Cases:
+def seed_cases(
+    width: int, n_batches: int, dtype: str, seeds: Sequence[int], n_cpus: int
+) -> harness.Cases:
+    jax.config.update("jax_num_cpu_devices", n_cpus)
     system, examples = make_system("whole"), sample(width)
     optimizers = (optax.adam(1e-4),)
-    mesh = make_mesh(jax.devices()[:1])
     blank = examples.batch(np.arange(1))
+    params = jax.jit(system.init)(jax.random.key(0), blank)
+    fresh = jax.device_get(first_state(params, optimizers))
 
-    def new_state() -> Any:
-        params = jax.jit(system.init)(jax.random.key(0), blank)
-        return jax.device_put(first_state(params, optimizers), replicated(mesh))
-
-    shardings = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(new_state))
-    steps = {
-        way: JointStep(
-            system.objectives(),
-            optimizers,
-            shardings,
-            mesh,
-            dtype=dtype,
-            vectorized=way == "vmapped",
+    def stepper(n_devices: int, n_seeds: int, vectorized: bool) -> Callable[[int, Any], None]:
+        """A function that takes a step with batches, and keeps the states."""
+        mesh = make_mesh(jax.devices()[:n_devices], seeds=n_devices)
+        whole = jax.tree.map(lambda _: replicated(mesh), fresh)
+        step = JointStep(
+            system.objectives(), optimizers, whole, mesh, dtype=dtype, vectorized=vectorized
         )
-        for way in WAYS
-    }
-    cases: dict[str, Any] = {
-        "facts": lambda step: {"device": jax.devices()[0].device_kind},
-    }
-    for n_seeds in seeds:
-        chosen = seed_batches(examples.n_items, n_seeds, n_batches)
-        joint = [rows_of_one(examples.joint_batch(of, 1), mesh) for of in chosen]
-        single = [
-            [rows_of_one(examples.joint_batch([items], 1), mesh) for items in of] for of in chosen
-        ]
-        states = [new_state() for _ in range(n_seeds)]
+        row, places = fresh, whole
+        if n_devices > 1:
+            row = jax.tree.map(lambda leaf: np.stack([leaf] * n_devices), fresh)
+            places = jax.tree.map(side_by_side, whole)
+        states = [jax.device_put(row, places) for _ in range(n_seeds // n_devices)]
+        numbers = np.arange(n_seeds, dtype=np.uint32).reshape(-1, n_devices)
+        all_of_them = np.ones_like(numbers, bool)
+        batches = [in_rows(examples.joint_batch(of, 1), mesh) for of in chosen[n_seeds]]
 
-        def together(step: int, way: str, joint=joint, states=states) -> None:
-            numbers = np.arange(len(states), dtype=np.uint32)[:, None]
-            all_of_them = np.ones_like(numbers, bool)
-            results = steps[way](states, joint[step % n_batches], numbers, all_of_them, (0,))
+        def run(number: int) -> None:
+            results = step(states, batches[number % n_batches], numbers, all_of_them, (0,))
             jax.block_until_ready(results)
             states[:] = [state for state, _ in results]
 
-        def apart(step: int, single=single, states=states) -> None:
-            for i, batch in enumerate(single[step % n_batches]):
-                number = np.array([[i]], np.uint32)
-                results = steps["unrolled"]([states[i]], batch, number, number == i, (0,))
-                jax.block_until_ready(results)
-                states[i] = results[0][0]
+        return run
 
-        cases[f"apart {n_seeds}"] = apart
-        for way in WAYS:
-            cases[f"{way} {n_seeds}"] = lambda step, way=way, run=together: run(step, way)
+    chosen = {number: seed_batches(examples.n_items, number, n_batches) for number in {1, *seeds}}
+    alone = stepper(1, 1, vectorized=False)
+    cases: dict[str, Any] = {
+        "facts": lambda step: {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+        }
+    }
+    for n_seeds in seeds:
+        cases[f"apart {n_seeds}"] = lambda step, n=n_seeds: [alone(step) for _ in range(n)]
+        cases[f"unrolled {n_seeds}"] = stepper(1, n_seeds, vectorized=False)
+        cases[f"vmapped {n_seeds}"] = stepper(1, n_seeds, vectorized=True)
+        if (side := math.gcd(n_seeds, jax.device_count())) > 1:
+            cases[f"side by side {n_seeds}"] = stepper(side, n_seeds, vectorized=False)
     return cases
 
 
@@ -91,7 +100,7 @@ def device_cases(width: int, n_steps: int) -> harness.Cases:
         found = []
         for number in range(n_steps):
             items = np.random.default_rng(number).permutation(examples.n_items)[:n_dialogues]
-            batch = rows_of_one(examples.joint_batch([items], n_devices), mesh)
+            batch = in_rows(examples.joint_batch([items], n_devices), mesh)
             zero = np.zeros((1, 1), np.uint32)
             ((state, parts),) = step([state], batch, zero, zero == 0, (0,))
             found.append(float(parts["loss"]))
