@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -123,10 +124,35 @@ def use_cores(number: int) -> None:
 
     To be called before libraries are loaded: they size their thread pools by what they find then.
     """
+    _pin(0, number)
+    os.environ |= _thread_limits(number)
+
+
+def start_on_cores(
+    command: Sequence[str], number: int, environment: Mapping[str, str] | None = None, **how: Any
+) -> subprocess.Popen[str]:
+    """Starts a command that keeps to so many cores and threads.
+
+    Args:
+      command: with its arguments.
+      number: of cores.
+      environment: variables besides those of this process.
+      how: further arguments of ``subprocess.Popen``.
+    """
+    variables = {**os.environ, **_thread_limits(number), **(environment or {})}
+    process = subprocess.Popen(command, env=variables, text=True, **how)
+    _pin(process.pid, number)  # long before it has loaded a library
+    return process
+
+
+def _pin(process: int, number: int) -> None:
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(number)
+        os.sched_setaffinity(process, sorted(os.sched_getaffinity(0))[:number])
+
+
+def _thread_limits(number: int) -> dict[str, str]:
+    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(variables, str(number))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import itertools
 import re
 import subprocess
@@ -142,13 +141,9 @@ def serving(command: Sequence[str], threads: int) -> Iterator[str]:
     Raises:
       UserError: it ended before it could be reached.
     """
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a line a request
-        text=True,
-        preexec_fn=functools.partial(harness.use_cores, threads),
-    ) as process:
+    # On stderr it writes a line a request.
+    to_us = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with harness.start_on_cores(command, threads, **to_us) as process:
         try:
             assert process.stdout is not None
             told = []
