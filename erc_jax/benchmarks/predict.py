@@ -95,7 +95,7 @@ def _seconds(command: list[str], programs: str, threads: int) -> float:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",  # as main sets it
     }
     start = time.perf_counter()
-    to_us = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    to_us: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with harness.start_on_cores(command, threads, kept, **to_us) as process:
         _, told = process.communicate()
     seconds = time.perf_counter() - start

@@ -142,7 +142,7 @@ def serving(command: Sequence[str], threads: int) -> Iterator[str]:
       UserError: it ended before it could be reached.
     """
     # On stderr it writes a line a request.
-    to_us = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    to_us: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with harness.start_on_cores(command, threads, **to_us) as process:
         try:
             assert process.stdout is not None
