@@ -292,7 +292,8 @@ class ReplyScorer:
         experiment = self._experiment
         pairs = experiment.examples[split].of_task(GENERATION)
         say(f"Replies to {pairs.n_items:,} utterances of {split} …")
-        tokens = self._predictor.run(experiment.system.reply, params, pairs)["tokens"]
+        found = self._predictor.run(experiment.system.reply, params, pairs.unanswered())
+        tokens = found["tokens"]
         best = tokens.reshape(len(tokens), experiment.system.decoding.beams, -1)[:, 0]
         dialogues = experiment.corpus.of[GENERATION].splits[split]
         turns = [

@@ -43,7 +43,7 @@ def test_bfloat16_learns_about_the_same_and_keeps_float32_parameters(place, tmp_
     found = {}
     for dtype in ("float32", "bfloat16"):
         config = tiny_config(
-            place, **fields | {"model__dtype": dtype, "log_every": 1, "train__epochs": 1}
+            place, **fields | {"model__dtype": dtype, "log_every": 1, "train__epochs": 2}
         )
         train(config, tmp_path / dtype)
         found[dtype] = losses_of(tmp_path / dtype)

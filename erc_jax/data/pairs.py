@@ -207,6 +207,14 @@ class TextExamples:
         """The pairs of one task, in order, with its dialogues."""
         return TextExamples([self._parts[self.tasks.index(task)]], self._max_tokens)
 
+    def unanswered(self) -> TextExamples:
+        """The same pairs with empty targets: what reads sources alone compiles for fewer shapes."""
+        nothing = np.zeros(0, np.int32)
+        parts = [
+            dataclasses.replace(part, targets=[nothing] * len(part.sources)) for part in self._parts
+        ]
+        return TextExamples(parts, self._max_tokens)
+
     @property
     def n_items(self) -> int:
         """What ``batches`` counts: pairs."""

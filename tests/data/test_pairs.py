@@ -195,6 +195,19 @@ def test_a_batch_is_of_one_task_and_one_shape(examples):
     assert all(s == t for task, (s, t) in shapes if task != GENERATION)
 
 
+def test_unanswered_pairs_have_a_shape_per_source_width(examples):
+    pairs = examples.of_task(GENERATION)
+    alone = pairs.unanswered()
+    shapes = set()
+    for items in alone.batches(4, np.random.default_rng(0)):
+        here, there = alone.batch(items), pairs.batch(items)
+        np.testing.assert_array_equal(here.source, there.source)
+        np.testing.assert_array_equal(here.ids, there.ids)
+        assert not here.target_mask.any()
+        shapes.add((here.source.shape[-1], here.target.shape[-1]))
+    assert len(shapes) == len(set(pairs._source_width)) > 1
+
+
 def test_few_pairs_of_a_width_make_the_next_power_of_two(parts):
     """So that talks of many lengths compile seldom."""
     few = TextExamples.of_pairs(random_dialogues([6], 0, most_words=5), tokenize, MAX_TOKENS)
