@@ -294,6 +294,7 @@ def test_the_program_does_not_tell_where_it_was_made(folder):
     assert len(program) < 500_000
 
 
+@pytest.mark.slow
 def test_the_command(place, command, capsys, tmp_path):
     workdir = untrained(place, tmp_path / "run")
     assert command("--workdir", workdir, "--mode", "export") is None
