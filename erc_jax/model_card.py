@@ -6,7 +6,7 @@ the run do not: what is not known is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _corpora(run: FinishedRun) -> list[str]:
     return list(dict.fromkeys(of["corpus"] for of in tasks.values())) or [corpus["name"]]
 
 
-def _front_matter(run: FinishedRun, corpora: list[Mapping[str, Any]]) -> str:
+def _front_matter(run: FinishedRun, corpora: Sequence[Mapping[str, Any]]) -> str:
     """The YAML that the hub reads, with the scores on test."""
     name, block = run.facts["corpus"]["name"], run.blocks.get("test", {})
     averaged = f", mean of {len(run.folders)} seeds" if len(run.folders) > 1 else ""

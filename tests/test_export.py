@@ -366,7 +366,7 @@ def fresh_python(tmp_path_factory):
         steps += [["uv", "pip", "install", "-q", "-p", python, *packages]]
     else:
         steps = [[sys.executable, "-m", "venv", folder]]
-        steps += [[python, "-m", "pip", "install", "-q", *packages]]
+        steps += [[python, "-m", "pip", "install", "-q", "--no-compile", *packages]]
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, timeout=500)
         if done.returncode:

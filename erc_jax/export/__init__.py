@@ -45,6 +45,8 @@ from erc_jax.workdir import load_labelling_run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SCRIPT = "predict.py"
+# What of their paths is left out where programs name source files: they are this machine's.
+SOURCES = "jax_hlo_source_file_canonicalization_regex"
 
 
 def export_run(workdir: Path, folder: Path, encoder: str | None = None) -> None:
@@ -102,13 +104,12 @@ def _program(
     shapes = ((rows, width), (rows,), (rows, width), (dialogues, places))
     arrays = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
     named = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
-    # The program would name the source files' places on this machine.
-    before = jax.config.jax_hlo_source_file_canonicalization_regex
-    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
+    before = getattr(jax.config, SOURCES)
+    jax.config.update(SOURCES, ".*/")
     try:
         exported = jax_export.export(jax.jit(of_named), platforms=PLATFORMS)(named, *arrays)
     finally:
-        jax.config.update("jax_hlo_source_file_canonicalization_regex", before)
+        jax.config.update(SOURCES, before)
     return bytes(exported.serialize())
 
 
