@@ -64,7 +64,7 @@ def test_a_run_leaves_what_is_documented(run):
     assert read(workdir) == json.loads(json.dumps(content))
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
-        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json"),
+        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json", "model_card.md"),
         *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
     }
     assert dict(flatten(load_config(workdir))) == dict(flatten(config))
@@ -127,7 +127,7 @@ def test_the_finished_command_again_changes_nothing_but_the_run_block(copied, ca
     assert without_run(again) == without_run(content)
     assert {
         name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    } <= {"metrics.json"}
+    } <= {"metrics.json", "model_card.md"}  # the card is of the run block
     assert "step 8" in capsys.readouterr().out
 
 

@@ -579,7 +579,8 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     assert (facts["system"], facts["encoder"]["name"]) == ("fine_tuning", config.encoder)
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
-        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json", "encoder"),
+        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json", "model_card.md"),
+        "encoder",
         *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
     }
 

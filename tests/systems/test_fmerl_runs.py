@@ -209,7 +209,7 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     assert annotation["scale"] == [1.0, 9.0]
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
-        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json"),
+        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json", "model_card.md"),
         *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
     }
     # What the first epoch said, for figures: another thing than what the best said.

@@ -800,7 +800,7 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     assert verified["macro_f1"] > verified["chance"]["shuffled_labels"]["macro_f1"] + 0.2
     found = {path.name.partition(".out.")[0] for path in workdir.iterdir()}
     assert found == {
-        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json"),
+        *("config.json", "metrics.jsonl", "events", "checkpoints", "metrics.json", "model_card.md"),
         *("predictions_validation.jsonl", "predictions_test.jsonl", "early_validation.jsonl"),
         "reference.safetensors",
     }
