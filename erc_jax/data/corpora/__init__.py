@@ -215,7 +215,7 @@ def load_corpus(
 
 
 def corpus_card(name: str) -> dict[str, str]:
-    """What a model's card says of a corpus: name, description, language, homepage, licence, citation.
+    """What a model card says of a corpus: name, description, language, homepage, licence, citation.
 
     What is not known is empty.
 
