@@ -264,13 +264,13 @@ class Trainer:
                 left = [run for run in left if not run.is_over]
                 rounds += 1
                 trace.at(rounds, results)
-                if stop.at(rounds) and left:
+                if stop.at(rounds):
                     for run in left:
                         run.save()
                     for run in left:
                         run.close()
                     raise Stopped(
-                        f"Stopped after step {left[0].step:,} of {self.steps:,}, as SIGTERM asked. "
+                        f"Stopped after step {runs[0].step:,} of {self.steps:,}, as SIGTERM asked. "
                         "The state is saved; the same command goes on from there."
                     )
         return [run.selection for run in runs]

@@ -1,9 +1,11 @@
 """Whole runs, on a corpus of a few words and a random encoder: what they leave and how they end."""
 
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from erc_jax import steps
 from erc_jax import train as train_module
 from erc_jax.config import find_config, flatten, load_config, read_config
-from erc_jax.errors import UserError
+from erc_jax.errors import Stopped, UserError
 from erc_jax.evaluate import evaluate_split
 from erc_jax.predict import Recognizer
 from erc_jax.train import train
@@ -129,6 +131,25 @@ def test_the_finished_command_again_changes_nothing_but_the_run_block(copied, ca
         name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
     } <= {"metrics.json", "model_card.md"}  # the card is of the run block
     assert "step 8" in capsys.readouterr().out
+
+
+def test_sigterm_in_the_last_validation_is_heard(copied, monkeypatch):
+    """Scoring may take longer than the machine is still there; the next start does it."""
+    config, workdir, content = copied
+    shutil.rmtree(workdir)
+    validate = train_module.Trainer.validate
+
+    def told(self, step, *rest):
+        if step == self.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module.Trainer, "validate", told)
+        with pytest.raises(Stopped, match="Stopped after step 8 of 8"):
+            train(config, workdir)
+    assert not (workdir / "metrics.json").exists()
+    assert without_run(train(config, workdir)) == without_run(content)
 
 
 @pytest.mark.parametrize("saves", [1, 2, 3])
