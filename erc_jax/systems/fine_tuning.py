@@ -102,10 +102,11 @@ class FineTuning(Recognition):
         return self._head.apply({"params": params[HEAD + "emotion"]}, vectors)  # type: ignore[return-value]
 
     def loss(
-        self, params: Params, batch: TokenBatch, key: jax.Array
+        self, params: Params, batch: TokenBatch, key: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy, each class weighted as the config says."""
-        encoder_key, head_key = jax.random.split(key)
+        # Without a key nothing is dropped.
+        encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
         vectors = self._vectors(params, batch, encoder_key)
         drop = Dropout(head_key, batch.ids.reshape(-1), self._dropout.hidden, vectors.shape[-1])
         logits = self._logits(params, drop(vectors)).reshape(*batch.ids.shape, -1)
