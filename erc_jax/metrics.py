@@ -214,8 +214,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means of numbers over seeds, with ``std`` mirroring them; of one seed, as they are.
 
     Args:
-      runs: of each seed the same names, with numbers, words, or mappings of these. Words that
-        differ among seeds are listed, the most frequent first.
+      runs: of each seed the same names, with numbers, words, counts as lists, or mappings of
+        these. Words that differ among seeds are listed, the most frequent first; counts are summed.
     """
     if len(runs) == 1:
         return dict(runs[0])
@@ -227,6 +227,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             means[name] = over_seeds(values)
         elif isinstance(values[0], str):
             means[name] = ", ".join(word for word, _ in Counter(values).most_common())
+        elif isinstance(values[0], list):
+            means[name] = np.sum(values, axis=0).tolist()
         else:
             means[name] = float(np.mean(values))
             spreads[name] = float(np.std(values, ddof=1))

@@ -296,6 +296,9 @@ def test_seeds_differ_and_are_averaged(place, tmp_path):
     assert each[0] != each[1]
     assert content["test"]["perplexity"] == pytest.approx(np.mean(each))
     assert content["test"]["std"]["perplexity"] == pytest.approx(np.std(each, ddof=1))
+    for head, scores in content["test"].get("heads", {}).items():
+        of_seeds = [of["test"]["heads"][head]["confusion"] for of in content["seeds"]]
+        assert scores["confusion"] == np.sum(of_seeds, axis=0).tolist()
     assert (tmp_path / "model" / "config.json").is_file()
     assert Responder.from_pretrained(tmp_path).respond("the bus is here now")["reply"] is not None
 
