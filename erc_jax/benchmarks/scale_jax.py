@@ -45,7 +45,7 @@ def seed_cases(
     params = jax.jit(system.init)(jax.random.key(0), blank)
     fresh = jax.device_get(first_state(params, optimizers))
 
-    def stepper(n_devices: int, n_seeds: int, vectorized: bool) -> Callable[[int, Any], None]:
+    def stepper(n_devices: int, n_seeds: int, vectorized: bool) -> Callable[[int], None]:
         """A function that takes a step with batches, and keeps the states."""
         mesh = make_mesh(jax.devices()[:n_devices], seeds=n_devices)
         whole = jax.tree.map(lambda _: replicated(mesh), fresh)
