@@ -139,7 +139,7 @@ def furnish(folder):
     """What a reader's folder has: the sample of a checkout, and encoders that are here at once."""
     (folder / "erc_jax" / "data").mkdir(parents=True)
     (folder / "erc_jax" / "data" / "sample").symlink_to(SAMPLE)
-    small_encoder(folder / "all-MiniLM-L6-v2")
+    small_encoder(folder / "all-MiniLM-L6-v2", hidden_size=48)  # 16 heads divide it
     small_encoder(
         folder / "electra-base-discriminator",
         model_type="electra",
