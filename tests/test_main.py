@@ -70,7 +70,7 @@ def test_the_command_line_starts_without_jax(tmp_path):
         (
             "--mode=label",
             "flag --mode=label: value should be one of "
-            "<train|evaluate|predict|respond|few_shot|figures|report|compare|annotate>",
+            "<train|evaluate|predict|respond|few_shot|figures|report|compare|annotate|export>",
         ),
         ("--config quickstart extra", "unexpected arguments: extra"),
         ("--config quickstart", "--workdir is missing"),

@@ -144,8 +144,13 @@ def test_the_script_says_the_perplexity_of_dailydialogs_responses(data, model, c
     train = [["I", "see", "you", "."], ["<unk>", "see", "<unk>", "<unk>"]] * 2
     heldout = [["I", "see", "."], ["you", "."] * 31]
     smoothed = KneserNey(train, 8)
-    best = min(smoothed.perplexity(heldout, d / 100) for d in range(5, 100, 5))
-    assert math.isfinite(best)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert f"perplexity {best:.2f} per token" in line
-    assert "2 responses, 67 tokens of 8)" in line
+    best = min((smoothed.perplexity(heldout, d / 100), d / 100) for d in range(5, 100, 5))
+    assert math.isfinite(best[0])
+    header, *_, default, tuned, dialogues, responses = capsys.readouterr().out.splitlines()
+    assert "8 tokens" in header
+    of_nltk = smoothed.perplexity(heldout, 0.1)
+    assert default == f"| all, nltk's default | 2 | 67 | 0.1 | {of_nltk:.2f} |"
+    assert tuned == f"| all | 2 | 67 | {best[1]} | {best[0]:.2f} |"
+    # Neither dialogue and neither response occurs in training.
+    assert dialogues == f"| of unseen dialogues | 2 | 67 | {best[1]} | {best[0]:.2f} |"
+    assert responses == f"| unseen responses | 2 | 67 | {best[1]} | {best[0]:.2f} |"
