@@ -22,9 +22,7 @@ import platform
 import re
 import statistics
 import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -114,9 +112,6 @@ def _serve(connection: Connection, factory: str, options: dict[str, Any], thread
             connection.send((time.perf_counter() - start, value))
     except EOFError:
         pass  # the parent is done
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
 
 
 def use_cores(number: int) -> None:

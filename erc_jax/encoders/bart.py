@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from erc_jax.encoders.bart_config import POSITION_OFFSET, BartConfig, SpecialTokens
 from erc_jax.encoders.bart_layers import (
-    INIT_STD,
     NO_DROPOUT,
     DecoderLayer,
     DropoutRates,
@@ -81,7 +80,6 @@ class Bart(nn.Module):
             features=config.d_model,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            embedding_init=nn.initializers.normal(INIT_STD),
         )
         positions = config.max_position_embeddings + POSITION_OFFSET
         encoder_layer: Any = nn.remat(EncoderLayer) if self.remat else EncoderLayer

@@ -20,7 +20,6 @@ from erc_jax.encoders.transformer import ACTIVATIONS
 from erc_jax.layers.dropout import Dropout, PairDropout
 
 NORM_EPS = 1e-5  # no config.json has it
-INIT_STD = 0.02  # of kernels and tables, as BART's authors drew them
 
 KeyValue = tuple[jax.Array, jax.Array]  # each [R, H, places, D / H]
 
@@ -250,8 +249,7 @@ class Dense(nn.Dense):
 
 
 def _dense(size: int, dtype: Any, param_dtype: Any) -> nn.Dense:
-    kernel_init = nn.initializers.normal(INIT_STD)
-    return Dense(size, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init)
+    return Dense(size, dtype=dtype, param_dtype=param_dtype)
 
 
 def norm(dtype: Any, param_dtype: Any, name: str | None = None) -> nn.LayerNorm:

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer
 
 from erc_jax.encoders.bart import Bart
 from erc_jax.encoders.bart_config import BartConfig
-from erc_jax.encoders.bart_layers import INIT_STD
 from erc_jax.encoders.hub import MODEL
 from erc_jax.encoders.model_folder import (
     CONFIG,
@@ -186,7 +185,6 @@ class Seq2Seq:
             **{"encoder_attention_heads": heads, "decoder_attention_heads": heads},
             **{"encoder_ffn_dim": ffn, "decoder_ffn_dim": ffn},
             "activation_function": "gelu",
-            "init_std": INIT_STD,
             # Those who count the start token with a generated text have room for it.
             "max_position_embeddings": max_tokens + 1,
             "scale_embedding": False,
