@@ -105,6 +105,17 @@ def test_a_new_model_is_a_function_of_its_arguments(new, tokenizer):
     assert Seq2Seq.from_scratch(train_tokenizer([], 261), **SIZES).sha256 != new.sha256
 
 
+def test_a_new_model_reads_its_source(tokenizer):
+    """What hardly depends on the source when training begins learns to do without it."""
+    model = Seq2Seq.from_scratch(tokenizer, **SIZES | {"width": 240, "ffn": 960})
+    source = jax.random.randint(jax.random.key(0), (8, 12), 4, tokenizer.get_vocab_size())
+    target, seen = jnp.broadcast_to(source[:1], source.shape), jnp.ones(source.shape, bool)
+    states = model.module.apply({"params": model.params}, source, seen, target, seen)
+    # Of the first word, before which the decoder has read the same everywhere.
+    first = np.asarray(states[:, 0])
+    assert first.std(0).mean() > 0.1 * np.sqrt(np.square(first).mean())
+
+
 def test_what_a_new_model_is(new, tokenizer):
     assert new.special == SpecialTokens(start=2, bos=0, eos=2, pad=1)
     assert (new.width, new.longest, new.folder) == (24, 21, None)
