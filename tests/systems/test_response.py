@@ -264,6 +264,16 @@ def test_a_workdir_replies_as_was_written(run):
 
 
 @pytest.mark.slow
+def test_it_learns_to_answer_what_was_said(place, tmp_path):
+    config = config_of(place, response__tasks="R", train__epochs=12, train__learning_rate=3e-3)
+    config.response.scratch.width, config.response.scratch.ffn = 64, 128
+    train(config, tmp_path)
+    said, answers = zip(*MOODS.values(), strict=True)
+    replies = Responder.from_pretrained(tmp_path).respond([f"{text} today" for text in said])
+    assert [reply["reply"] for reply in replies] == list(answers)
+
+
+@pytest.mark.slow
 def test_sampled_replies_follow_the_seed(run):
     responder = erc_jax.Responder.from_pretrained(
         run[1], decoding={"beams": 1, "sample": True, "temperature": 3.0}
