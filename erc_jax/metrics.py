@@ -215,7 +215,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
       runs: of each seed the same names, with numbers, words, counts as lists, or mappings of
-        these. Words that differ among seeds are listed, the most frequent first; counts are summed.
+        these. Words that differ among seeds are listed, the most frequent first; lists, and
+        ``support``, are counts, which are summed.
     """
     if len(runs) == 1:
         return dict(runs[0])
@@ -229,6 +230,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             means[name] = ", ".join(word for word, _ in Counter(values).most_common())
         elif isinstance(values[0], list):
             means[name] = np.sum(values, axis=0).tolist()
+        elif name == "support":
+            means[name] = sum(values)
         else:
             means[name] = float(np.mean(values))
             spreads[name] = float(np.std(values, ddof=1))

@@ -145,7 +145,8 @@ def class_parts(run: FinishedRun, split: str) -> list[dict[str, Any]]:
 def _per_class(block: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
     for name, scores in block["per_class"].items():
-        spreads = block.get("std", {}).get("per_class", {}).get(name, {})
+        # ``metrics.aggregate`` has them in a tree of their own, ``metrics.over_seeds`` beside each.
+        spreads = block.get("std", {}).get("per_class", {}).get(name) or scores.get("std", {})
         cells = [
             f"{100 * scores[key]:.1f}" + (f" ± {100 * spreads[key]:.1f}" if key in spreads else "")
             for key in ("precision", "recall", "f1")

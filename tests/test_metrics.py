@@ -275,6 +275,20 @@ def test_over_seeds():
     assert metrics.over_seeds([{}, {}]) == {}
 
 
+def test_over_seeds_of_a_block_counts_as_aggregate_does():
+    """Utterances of a class are those of all seeds, as in the confusion matrix."""
+    counts = np.array([[[3, 1], [2, 2]], [[4, 0], [1, 3]]])
+    names = ("joy", "fear")
+    found = metrics.over_seeds([metrics.block(of_seed, names, None) for of_seed in counts])
+    aggregated = metrics.aggregate(counts[:, None], names, None, resamples=1)
+    assert found["confusion"] == aggregated["confusion"] == [[7, 1], [3, 5]]
+    for name in names:
+        of_class = dict(found["per_class"][name])
+        spreads = of_class.pop("std")
+        assert of_class == pytest.approx(aggregated["per_class"][name])
+        assert spreads == pytest.approx(aggregated["std"]["per_class"][name])
+
+
 def test_agreement_by_hand():
     target, predicted = np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 2.0, 4.0, 4.0])
     # Means 3 and 3; variances 14 / 4 and 4 / 4; covariance (2 + 1 + 0 + 3) / 4.

@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from erc_jax import metrics
 from erc_jax.errors import UserError
 from erc_jax.finished import Conversation, Turn, read_run
 from erc_jax.published import published
 from erc_jax.report import write_report
+from erc_jax.report_scores import class_parts
 from erc_jax.report_utterances import calibration, most_confident_mistakes
 from tests.fabricated import (
     CONFIG,
@@ -261,6 +263,20 @@ def test_a_run_that_replies(tmp_path):
     assert "Reply 96" not in text
     assert "validation perplexity" in text
     assert "confident mistakes" not in text
+
+
+def test_classes_of_heads_have_their_spread(tmp_path):
+    """Scores that a system says itself have it beside each, not in a tree of their own."""
+    counts = [[[3, 1], [2, 2]], [[4, 0], [1, 3]]]
+    of_seeds = [{"heads": {"E6": metrics.block(m, ("joy", "fear"), None)}} for m in counts]
+    workdir = make_run(tmp_path / "run", {0: dialogues(0), 1: dialogues(1)})
+    change(
+        workdir / "metrics.json",
+        lambda content: content["test"].update(metrics.over_seeds(of_seeds)),
+    )
+    *_, head = class_parts(read_run(workdir), "test")
+    # Recall of joy: 3 of 4 and 4 of 4.
+    assert head["rows"][0] == ("joy", "70.0 ± 14.1", "87.5 ± 17.7", "77.8 ± 15.7", "8")
 
 
 def test_answers_of_a_chat_model(tmp_path):
