@@ -76,7 +76,8 @@ def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> No
     if best != workdir:
         for split in splits:
             name = f"predictions_{split}.jsonl"
-            write_whole(workdir / name, (best / name).read_bytes())
+            if (best / name).is_file():  # runs of classification heads alone leave none
+                write_whole(workdir / name, (best / name).read_bytes())
 
 
 def save_encoder(
