@@ -26,7 +26,7 @@ def import_plugins(names: Sequence[str]) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name.partition(".")[0] and error.name != name:
+            if not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, but something that it imports is not
             raise UserError(
                 f"config.plugins names {name!r}, and there is no such module; start from the "

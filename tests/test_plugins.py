@@ -14,6 +14,8 @@ def test_a_plugin_that_is_not_there(command, tmp_path):
         import_plugins(["my_corpus"])
     told = command("--config", "quickstart", "--config.plugins=('my_corpus',)", "--workdir", "x")
     assert told.startswith("Error: config.plugins names 'my_corpus'")
+    with pytest.raises(UserError, match=r"email/corpora/tickets\.py"):
+        import_plugins(["email.corpora.tickets"])  # there is a package email
     config = base_config()
     config.plugins = ("my.corpus",)
     save_config(config, tmp_path)
