@@ -299,6 +299,11 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
                     f"{field} is for runs of {system}; give --config CONFIG:{variant}, or leave "
                     "the field out"
                 )
+    if config.system in (FINE_TUNING, RESPONSE) and config.model.dtype != "float32":
+        raise UserError(
+            f"model.dtype is {config.model.dtype}; runs of {config.system} have a field of their "
+            f"own for this: {config.system}.dtype"
+        )
     if config.zero_shot.unseen and config.init_from:
         raise UserError(
             f"zero_shot.unseen with init_from: {config.init_from} may have seen "

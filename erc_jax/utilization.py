@@ -1,7 +1,8 @@
 """How well devices are used: the operations of a program, and the most that a device can do.
 
-Model FLOPs utilization (MFU, Chowdhery et al., 2022) is the rate of a training step's matrix
-products, padding included, by the peak of the devices.
+Model FLOPs utilization (MFU) is the rate of a training step's matrix products by the peak of the
+devices. Here padding counts, and so does what remat computes again, which Chowdhery et al. (2022)
+leave out.
 """
 
 from __future__ import annotations

@@ -154,7 +154,8 @@ def test_no_run_and_a_damaged_one(tmp_path):
         load_config(tmp_path)
     save_config(base_config(), tmp_path)
     whole = (tmp_path / "config.json").read_text()
-    for damaged in (whole[:-5], json.dumps([1])):
+    foreign = ('{"seed": "x"}', '{"train": 5}', '{"encoder": {"width": 3}}')
+    for damaged in (whole[:-5], json.dumps([1]), *foreign):
         (tmp_path / "config.json").write_text(damaged)
         with pytest.raises(UserError, match=r"config\.json: damaged"):
             load_config(tmp_path)

@@ -67,6 +67,7 @@ RANGES = {
 CHOICES = {
     "data.first_shift": ("ignore", "strong_negative"),
     "data.sentiment": ("polarity", "column"),
+    "model.dtype": ("float32", "bfloat16"),
     "fine_tuning.context": ("none", "dialogue"),
     "fine_tuning.dtype": ("float32", "bfloat16"),
     "sent_emo_context.network": ("transformer", "mlp", "lstm"),

@@ -79,7 +79,7 @@ def base_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     # Of the computation, but for losses and parameters: "bfloat16" is faster on accelerators.
-    # fine_tuning and response have their own.
+    # Runs of fine_tuning and response have fields of their own instead.
     model.dtype = "float32"
     model.dropout = 0.2  # on LSTM inputs, attention weights, feed-forward and head inputs
 
@@ -187,7 +187,8 @@ def base_config() -> ConfigDict:
     train.learning_rate = 1e-4  # of the optimizer, at its highest
     train.warmup_steps = 0  # updates from 0 up to the learning rate; at most a quarter of all
     train.decay = "none"  # of the learning rate down to 0 at the last step: "linear", "cosine"
-    train.weight_decay = 0.0  # decoupled, as in AdamW
+    # With adam decoupled, as in AdamW; with sgd a part of the gradient, and so of the momentum.
+    train.weight_decay = 0.0
     train.clip_norm = 0.0  # largest global norm of the gradient; 0 does not clip
     train.patience = 0  # epochs without a better validation score before stopping; 0 never stops
     train.select_metric = "weighted_f1"  # the score that chooses the checkpoint

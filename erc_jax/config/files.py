@@ -104,10 +104,12 @@ def load_config(workdir: Path) -> ConfigDict:
         )
     try:
         stored = ConfigDict(dict(_with_tuples(json.loads(path.read_text()))))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); train again in another workdir") from error
-    config = ConfigDict(base_config().to_dict())
-    config.update(stored)
+        config = ConfigDict(base_config().to_dict())
+        config.update(stored)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: damaged, or not of a run ({error}); train again in another workdir"
+        ) from error
     import_plugins(config.plugins)
     return config
 
