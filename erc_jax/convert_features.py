@@ -38,11 +38,11 @@ from absl import app, flags
 
 from erc_jax import main as command_line
 from erc_jax.data.corpora import Corpus, load_corpus
+from erc_jax.data.dialogue import MODALITIES
 from erc_jax.data.feature_files import FeatureTable, save_feature_file
 from erc_jax.errors import UserError
 from erc_jax.progress import say
 
-MODALITIES = ("text", "audio", "visual")
 _HEAD, _TAIL = (
     ("ids", "speakers", "labels", "text"),
     ("audio", "visual", "sentences", "train", "test"),

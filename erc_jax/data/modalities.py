@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from flax import struct
 
-from erc_jax.data.dialogue import MODALITIES as MODALITIES  # whose names these are
 from erc_jax.data.packing import Array
 
 

@@ -118,8 +118,6 @@ class SentenceEncoder:
         self.width = module.config.hidden_size
         self.max_length = max_length
         self.reader = Reader(tokenizer, max_length, lower_case)
-        self._tokenizer = tokenizer
-        self._lower_case = lower_case
         self._files = files
         self._embed = jax.jit(functools.partial(_embed, module, pooling.mode))
 
@@ -217,7 +215,7 @@ class SentenceEncoder:
                 f"fine_tuning.max_tokens is {max_length}; expected more than {SHORTEST} and at "
                 f"most {longest}, which is how many positions {self.name} has"
             )
-        other.reader = Reader(self._tokenizer, other.max_length, self._lower_case)
+        other.reader = Reader(self.reader.tokenizer, other.max_length, self.reader.lower_case)
         other._embed = jax.jit(functools.partial(_embed, self.module, other.pooling.mode))
         decisive = [other.fingerprint, repr(other.pooling), other.context, other.max_length]
         other.fingerprint = fingerprint_of(decisive)
@@ -337,7 +335,7 @@ class SentenceEncoder:
           UserError: nothing can be written there.
         """
         described = describing_files(
-            self.pooling, self.width, self.max_length, self._lower_case, self.context
+            self.pooling, self.width, self.max_length, self.reader.lower_case, self.context
         )
         params = self.params if params is None else params
         write_model(Path(folder), params, {**described, **self._files})

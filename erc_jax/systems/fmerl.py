@@ -32,9 +32,9 @@ from ml_collections import ConfigDict
 
 from erc_jax import metrics
 from erc_jax.data.batching import Batch, Split
-from erc_jax.data.dialogue import VAD, Dialogue
+from erc_jax.data.dialogue import MODALITIES, VAD, Dialogue
 from erc_jax.data.labels import LabelSpace
-from erc_jax.data.modalities import MODALITIES, Modalities
+from erc_jax.data.modalities import Modalities
 from erc_jax.errors import UserError
 from erc_jax.layers.fusion import Fusion
 from erc_jax.losses import contrast, masked_squared_error
