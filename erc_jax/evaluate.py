@@ -12,13 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from erc_jax.config import load_config
-from erc_jax.data.dialogue import Dialogue, iter_dialogues, write_whole
+from erc_jax.data.dialogue import Dialogue, iter_dialogues, parse_json, write_whole
 from erc_jax.data.labels import UNLABELLED, LabelSpace
 from erc_jax.encoders.multimodal import Tables
 from erc_jax.errors import UserError
 from erc_jax.experiment import Experiment, prepare, to_arrays
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
+from erc_jax.model_card import write_model_card
 from erc_jax.predictor import Predictor
 from erc_jax.progress import say
 from erc_jax.scoring import make_scorer, metrics_file, result_of, split_scores
@@ -68,8 +69,16 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     results = [scorer.score(run.params, split, folder) for _, folder, run in runs]
     chosen = [selection_facts(seed, run.selection, config) for seed, _, run in runs]
     facts = run_facts(config, experiment, chosen)
+    path = workdir / "metrics.json"
+    is_finished = path.is_file()
+    if is_finished:
+        # Only training knows how long it took, and on what.
+        before = parse_json(path.read_text(), str(path))["run"]
+        facts |= {key: before[key] for key in ("checkpoints", "seconds", "devices")}
     content = metrics_file(workdir, scorer.tasks, {split: results}, facts)
     publish_best(config, workdir, [split])
+    if is_finished:
+        write_model_card(workdir)
     return {split: content[split], "run": facts}
 
 

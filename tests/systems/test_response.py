@@ -260,7 +260,11 @@ def test_a_workdir_replies_as_was_written(run):
     head = alone["heads"]["E"]
     assert head["label"] == max(head["probabilities"], key=head["probabilities"].get)
     assert sum(head["probabilities"].values()) == pytest.approx(1, abs=1e-3)
-    assert evaluate_split(workdir, "test", {})["test"] == content["test"]
+    card = (workdir / "model_card.md").read_text()
+    scored = evaluate_split(workdir, "test", {})
+    # Nor does it change what training took.
+    assert (scored["test"], scored["run"]) == (content["test"], content["run"])
+    assert (workdir / "model_card.md").read_text() == card
 
 
 @pytest.mark.slow
