@@ -7,6 +7,7 @@ the workdir's checkpoints; of the other files each writes its own, and only the 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -135,6 +136,9 @@ class StopRequest:
     processes, any one may be told: all then stop at the same step, which jax.distributed arranges.
     """
 
+    # Over all groups of seeds that a process trains: JAX wants numbers that grow.
+    _asked: ClassVar[Iterator[int]] = itertools.count(1)
+
     def __enter__(self) -> StopRequest:
         self._told = False
         # jax.distributed listens itself, and Python lets only the main thread do it.
@@ -153,8 +157,8 @@ class StopRequest:
         del number, frame
         self._told = True
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after this step; the same answer in all processes."""
+    def has_come(self) -> bool:
+        """Whether to stop; to be asked after every step, and the same answer in all processes."""
         if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
+            return bool(multihost_utils.reached_preemption_sync_point(next(self._asked)))
         return self._told

@@ -148,8 +148,11 @@ class TrainingProgress:
         self._flops += flops
 
     def validated(self, metric: str, score: float, best: float, best_epoch: int) -> None:
-        """Notes the validation score; its time does not count in the rate."""
+        """Notes the validation score."""
         self._validation = f"  {metric} {score:.4f} (best {best:.4f}, epoch {best_epoch})"
+
+    def restart(self) -> None:
+        """Begins to measure the rate anew: what has just taken its time was no training."""
         self._last, self._utterances, self._flops = time.monotonic(), 0, 0.0
 
     def line(self, step: int, loss: float) -> dict[str, float]:
@@ -165,7 +168,7 @@ class TrainingProgress:
         if self._peak:
             speed["mfu"] = round(self._flops / seconds / self._peak, 4)
             shown += f"MFU {speed['mfu']:.1%}  "
-        self._last, self._utterances, self._flops = now, 0, 0.0
+        self.restart()
         total, per_epoch = self._steps, self._steps_per_epoch
         left = (now - self._started) / max(step - self._start_step, 1) * (total - step)
         say(

@@ -97,7 +97,7 @@ class SeedRun:
         self._order: list[np.ndarray] = []
         self._order_of: int | None = None  # the epoch that it is of
         self._log = RunLog(place.folder, resume_step=self.step)
-        self._progress = TrainingProgress(
+        self.progress = TrainingProgress(
             trainer.steps, trainer.steps_per_epoch, self.step, name, trainer.peak
         )
         self._pending: list[dict[str, jax.Array]] = []
@@ -112,6 +112,17 @@ class SeedRun:
         without_gain = selection.epoch - selection.best_epoch
         return done or 0 < trainer.config.train.patience <= without_gain
 
+    @property
+    def _shows(self) -> bool:
+        """Whether a line of progress is due after the last step."""
+        return self.step % self.trainer.config.log_every == 0
+
+    @property
+    def _ends_epoch(self) -> bool:
+        """Whether the last step was its epoch's, or the run's, last one."""
+        end = (self.selection.epoch + 1) * self.trainer.steps_per_epoch
+        return self.step >= min(end, self.trainer.steps)
+
     def next_items(self) -> np.ndarray:
         """What the next batch holds."""
         trainer, epoch = self.trainer, self.selection.epoch
@@ -120,42 +131,46 @@ class SeedRun:
             self._order = training_order(trainer.examples, batch_size, seed, epoch)
             self._order_of = epoch
         items = self._order[self.step - epoch * trainer.steps_per_epoch]
-        self._progress.saw(len(trainer.examples.rows(items)))
+        self.progress.saw(len(trainer.examples.rows(items)))
         return items
 
     def stepped(self, flops: float) -> None:
-        """Does what is due after a step of its row.
+        """Notes a step of its row; losses stay on the device until a line of progress is due.
 
         Args:
           flops: of the step's program, all seeds together; 0 if not known.
 
         Raises:
-          UserError: losses or predictions are not finite, or nothing can be written.
+          UserError: losses are not finite, or nothing can be written.
         """
-        # 1. Losses stay on the device until a line of progress is due.
         self._score = NOT_SCORED
         self._pending.append(self.row.losses)
         self.step += 1
-        self._progress.computed(flops)
-        trainer, selection, train = self.trainer, self.selection, self.trainer.config.train
-        shown = self.step % trainer.config.log_every == 0
-        if shown:
+        self.progress.computed(flops)
+        if self._shows or self._ends_epoch:
             self._report()
-        if self.step < min((selection.epoch + 1) * trainer.steps_per_epoch, trainer.steps):
-            # Several processes ask each other only where they wait anyway.
-            if (shown or jax.process_count() == 1) and self._save_is_due():
-                self.save()
-            return
 
-        # 2. The epoch's end: validation. Nothing is saved before losses and scores are known to be
-        # finite.
-        self._report()
+    def validate_and_save(self) -> bool:
+        """Does what is due after a step; returns whether it has taken time that is no training's.
+
+        Nothing is saved before losses and scores are known to be finite.
+
+        Raises:
+          UserError: predictions are not finite, or nothing can be written.
+        """
+        trainer, selection, train = self.trainer, self.selection, self.trainer.config.train
+        if not self._ends_epoch:
+            # Several processes ask each other only where they wait anyway.
+            due = (self._shows or jax.process_count() == 1) and self._save_is_due()
+            if due:
+                self.save()
+            return due
         early = self.place.folder if selection.epoch == 0 else None
         self._score, scores = trainer.validate(
             self.step, self.row.state_of(self.number).params, early
         )
         better = selection.update(self.step, self._score)
-        self._progress.validated(
+        self.progress.validated(
             f"{train.select_on} {train.select_metric}",
             trainer.shown(self._score),
             trainer.shown(selection.best_score),
@@ -163,11 +178,11 @@ class SeedRun:
         )
         self._log.write(self.step, {"epoch": selection.epoch, train.select_on: scores})
 
-        # 3. Checkpoint.
         if better or self.is_over or self._save_is_due():
             self.save()
         if self.is_over:
             self.close()
+        return True
 
     def save(self) -> None:
         """Saves the state, unless it is saved."""
@@ -209,7 +224,7 @@ class SeedRun:
             name: float(np.mean([parts[name] for parts in losses if name in parts]))
             for name in names
         }
-        self._log.write(self.step, {**means, **self._progress.line(self.step, means["loss"])})
+        self._log.write(self.step, {**means, **self.progress.line(self.step, means["loss"])})
 
 
 class Row:
@@ -228,7 +243,8 @@ class Row:
         self._trainer = trainer
         self.runs = list(runs)
         self.slots = self.runs + self.runs[:1] * (trainer.mesh.shape[SEED_AXIS] - len(runs))
-        self.state = trainer.one_row([run.first_state for run in self.slots])
+        states = [run.first_state for run in self.slots]
+        self.state = states[0] if len(states) == 1 else trainer.stacked(*states)
         for number, run in enumerate(self.runs):
             run.row, run.number, run.first_state = self, number, None
 

@@ -44,7 +44,9 @@ def make_optimizers(
         train = config.train.copy_and_resolve_references()
         train.update(objective.changes)
         first, end = epochs_of(objective, config)
-        optimizer = make_optimizer(train, bounded((end - first) * steps_per_epoch, config))
+        optimizer = make_optimizer(
+            train, bounded(end * steps_per_epoch, config) - first * steps_per_epoch
+        )
         if modules := objective.modules:
             optimizer = optax.multi_transform(
                 {"trained": optimizer, "left": optax.set_to_zero()},
@@ -78,10 +80,11 @@ def make_optimizer(train: ConfigDict, n_steps: int) -> optax.GradientTransformat
       UserError: these are too few for one update.
     """
     updates = n_steps // train.accumulate
-    if not updates:
+    if updates < 1:
         raise UserError(
             f"train.accumulate is {train.accumulate}, but there are {max(n_steps, 0)} steps in "
-            "all (train.epochs times batches); no update would be made"
+            "all (of train.epochs times batches, or of train.steps, what follows pre-training); no "
+            "update would be made"
         )
     warmup = min(train.warmup_steps, updates // 4)
     decay_steps = max(updates - warmup, 1)

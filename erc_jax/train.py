@@ -170,7 +170,11 @@ class Trainer:
             # A CPU's cores are busy with one seed; one after another is what they like.
             vectorized=not self.on_cpu,
         )
-        # The state of one of the seeds of a row, on all devices.
+        # The state of a row, from the states of its seeds; and of one of its seeds, on all devices.
+        self.stacked = jax.jit(
+            lambda *states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+            out_shardings=jax.tree.map(side_by_side, self.shardings),
+        )
         self.picked = jax.jit(
             lambda row, number: jax.tree.map(lambda leaf: leaf[number], row),
             out_shardings=self.shardings,
@@ -259,12 +263,16 @@ class Trainer:
                 # 2. What is due after it: progress, validation, a checkpoint.
                 for run in stepping:
                     run.stepped(flops)
+                took_time = [run.validate_and_save() for run in stepping]
+                if any(took_time):
+                    for run in left:
+                        run.progress.restart()
                 for run in stepping:
                     run.selection.seconds += (time.monotonic() - began) / len(stepping)
                 left = [run for run in left if not run.is_over]
                 rounds += 1
                 trace.at(rounds, results)
-                if stop.at(rounds):
+                if stop.has_come():
                     for run in left:
                         run.save()
                     for run in left:
@@ -292,8 +300,9 @@ class Trainer:
             jax.eval_shape(self.fresh_params, jax.random.key(0)),
         )
         best, _ = Checkpointer(place.shared).restore_best({"params": target}, partial=True)
+        of_seed = f"seed {place.seed}, " if self.config.seeds > 1 else ""
         say(
-            f"Chosen: epoch {selection.best_epoch}, {self.config.train.select_on} "
+            f"Chosen: {of_seed}epoch {selection.best_epoch}, {self.config.train.select_on} "
             f"{self.config.train.select_metric} {self.shown(selection.best_score):.4f}"
         )
         return self.scorer.complete(best["params"])
@@ -317,15 +326,6 @@ class Trainer:
     def new_state(self, params: Params) -> TrainState:
         """The state before the first step, on the devices as ``config.mesh`` says."""
         return jax.device_put(first_state(params, self.optimizers), self.shardings)
-
-    def one_row(self, states: Sequence[TrainState]) -> TrainState:
-        """The state of a row, from the states of its seeds."""
-        if len(states) == 1:
-            return states[0]
-        return jax.jit(
-            lambda *of_seeds: jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_seeds),
-            out_shardings=jax.tree.map(side_by_side, self.shardings),
-        )(*states)
 
     def check_same_data(self, meta: Mapping[str, Any], workdir: Path) -> None:
         """Refuses to go on with a run whose corpus or encoder was another one.

@@ -217,9 +217,9 @@ def test_a_process_that_dies_ends_the_others(configs, tmp_path):
 def test_sigterm_is_heard_only_while_training():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
-        assert not stop.at(1)
+        assert not stop.has_come()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.at(2)
+        assert stop.has_come()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

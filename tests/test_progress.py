@@ -56,6 +56,7 @@ def test_the_line_has_loss_score_rate_and_time_left(clock, capsys):
     )
     clock.now += 90  # validation, which is not in the rate
     lines.validated("validation mcc", 0.25, 0.5, 3)
+    lines.restart()
     lines.saw(30)
     clock.now += 2
     assert lines.line(10, 0.75) == {"utterances_per_second": 15.0}

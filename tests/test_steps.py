@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from erc_jax.config import base_config
+from erc_jax.errors import UserError
 from erc_jax.experiment import prepare
-from erc_jax.steps import lowered
-from erc_jax.systems import REFERENCE
+from erc_jax.steps import lowered, make_optimizers
+from erc_jax.systems import REFERENCE, Objective
 from erc_jax.train import Trainer, train
 from tests.systems import test_sent_emo_context
 from tests.systems.test_fmerl_runs import FIELDS as FMERL
@@ -24,6 +26,31 @@ def test_what_is_lowered():
     assert low_params[REFERENCE]["means"].dtype == low_batch["labels"]["vad"].dtype == jnp.float32
     assert low_batch["ids"].dtype == jnp.int32
     assert lowered(params, batch, "float32") == (params, batch)
+
+
+@pytest.mark.parametrize("system", ["fine_tuning", "response"])
+def test_systems_with_a_field_of_their_own_refuse_the_general_one(place, system):
+    config = tiny_config(place, system=system, model__dtype="bfloat16")
+    with pytest.raises(UserError, match=f"model.dtype is bfloat16; .*: {system}.dtype"):
+        prepare(config)
+
+
+def test_an_objective_after_others_decays_to_0_where_the_run_ends():
+    config = base_config()
+    config.train.update({"epochs": 5, "steps": 150, "decay": "linear", "optimizer": "sgd"})
+    objectives = [Objective(None, epochs=(0, 1)), Objective(None, epochs=(1, None))]
+    _, optimizer = make_optimizers(config, objectives, steps_per_epoch=100)
+    params = {"w": jnp.zeros(1)}
+    state = optimizer.init(params)
+    updates = []
+    for _ in range(51):
+        update, state = optimizer.update({"w": jnp.ones(1)}, state, params)
+        updates.append(float(update["w"][0]))
+    assert all(updates[:50])
+    assert updates[50] == 0
+    config.train.steps = 80  # the first epoch's alone
+    with pytest.raises(UserError, match="there are 0 steps in all"):
+        make_optimizers(config, objectives, steps_per_epoch=100)
 
 
 def losses_of(folder):
