@@ -18,11 +18,11 @@ from erc_jax import Recognizer, UserError
 from erc_jax.encoders.mpnet import MAX_DISTANCE, MPNet, MPNetConfig, _bucket
 from erc_jax.experiment import prepare
 from erc_jax.export import export_model, export_run
-from erc_jax.export.standalone import InputError, checked, load, read_lines
+from erc_jax.export.standalone import InputError, Model, checked, load, read_lines
 from erc_jax.train import Trainer
 from tests.fabricated import change
 from tests.test_predict import TALK, untrained, write_lines
-from tests.tiny import drawn_parameters, tiny_config
+from tests.tiny import drawn_parameters, tiny_config, tiny_tokenizer
 
 SYSTEMS = {
     "mtl_erc_es": {},
@@ -145,6 +145,30 @@ def test_batches_and_lengths_of_any_size(folder, recognizer):
     assert_same(model.predict(dialogues[3:4]), together[3:4])
     assert_same(model.predict(dialogues[:3]), together[:3])
     assert model.predict([]) == []
+
+
+def test_a_long_dialogue_is_not_read_beside_short_ones():
+    """Each of a call's dialogues is padded to the longest, and attention is of its square."""
+    about = {
+        "tasks": {"emotion": ["short", "long"]},
+        "reading": {"context": "none", "lower_case": True, "max_length": 9, "begin": 2, "end": 3},
+        "rows": 16,
+        "limits": {"utterances": 10_000},
+        "vad_scale": None,
+    }
+    shapes = []
+
+    def run(tokens, lengths, owners, speakers):
+        shapes.append(speakers.shape)
+        is_long = (speakers >= 0).sum(-1, keepdims=True) > 8
+        return {"emotion": np.stack([~is_long, is_long], -1).repeat(speakers.shape[1], 1)}
+
+    lengths = [1, 300, 5, *[2] * 20, 1000, 8, 64, 300, 2000, 64]
+    labelled = Model(about, run, tiny_tokenizer()).predict(talk(*lengths))
+    assert [len(record["utterances"]) for record in labelled] == lengths
+    named = [{u["emotion"] for u in record["utterances"]} for record in labelled]
+    assert named == [{"long" if n > 8 else "short"} for n in lengths]
+    assert shapes == [(16, 8), (16, 64), (2, 512), (1, 1024), (1, 2048)]
 
 
 def test_any_numbers_tell_speakers_apart(folder):

@@ -33,6 +33,9 @@ from tokenizers import Tokenizer
 FORMAT = 1  # of the folder; raised when an older predict.py would misread it
 FILES = ("model.stablehlo", "weights.npz", "tokenizer.json")
 TOGETHER = 16  # dialogues that are read at once
+# Places that these fill, padding included: attention is of the square of the longest one's.
+PLACES = 1024
+SHORTEST = 8  # places of a dialogue, at least
 NOBODY = -1  # owner of a token that belongs to no utterance; speaker where there is none
 
 
@@ -70,10 +73,7 @@ class Model:
         """
         records = [checked(dialogue, self.about) for dialogue in dialogues]
         labelled: list[dict[str, Any]] = [{}] * len(records)
-        # Conversations of about the same length go together, so that little is padded.
-        by_length = sorted(range(len(records)), key=lambda i: len(records[i]["utterances"]))
-        for start in range(0, len(by_length), TOGETHER):
-            chosen = by_length[start : start + TOGETHER]
+        for chosen in calls([len(record["utterances"]) for record in records]):
             outputs = self._run(*self._arrays([records[i] for i in chosen]))
             arrays = {name: np.asarray(array) for name, array in outputs.items()}
             for row, i in enumerate(chosen):
@@ -86,7 +86,7 @@ class Model:
 
         Sizes are rounded up to powers of two: each new one costs a compilation.
         """
-        n_places = round_up(max(len(record["utterances"]) for record in records), least=8)
+        n_places = round_up(max(len(record["utterances"]) for record in records), least=SHORTEST)
         speakers = np.full((round_up(len(records)), n_places), NOBODY, np.int32)
         texts, places = [], []
         in_context = self.about["reading"]["context"] == "dialogue"
@@ -294,6 +294,22 @@ def checked(record: Any, about: Mapping[str, Any], where: str = "dialogue") -> d
     identifier = record.get("id", where)
     require(isinstance(identifier, str | int), 'expected text as "id"')
     return {**record, "id": str(identifier), "utterances": kept}
+
+
+def calls(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of the dialogues of these lengths that are read at once.
+
+    Those of about the same length go together, so that little is padded; a long one goes alone.
+    """
+    chosen: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        places = round_up(lengths[i], least=SHORTEST) * (len(chosen) + 1)
+        if chosen and (len(chosen) == TOGETHER or places > PLACES):
+            yield chosen
+            chosen = []
+        chosen.append(i)
+    if chosen:
+        yield chosen
 
 
 def windows(lengths: Sequence[int], limit: int) -> Iterator[tuple[range, range]]:
