@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from erc_jax import finished
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import load_config
-from erc_jax.data.dialogue import parse_json, write_whole
+from erc_jax.data.dialogue import parse_json, remove, write_whole
 from erc_jax.data.features import save_features
 from erc_jax.data.labels import LabelSpace
 from erc_jax.encoders.hub import ENCODER, MODEL
@@ -160,7 +160,7 @@ def publish_encoder(config: ConfigDict, workdir: Path) -> None:
     if best == workdir or not source.is_dir():
         return
     # config.json goes first and comes last: without it the folder is no model.
-    (target / "config.json").unlink(missing_ok=True)
+    remove(target / "config.json")
     files = sorted(path for path in source.rglob("*") if path.is_file())
     for file in sorted(files, key=lambda path: path == source / "config.json"):
         write_whole(target / file.relative_to(source), file.read_bytes())

@@ -216,6 +216,20 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         ) from error
 
 
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+      UserError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be removed ({error.strerror}); choose another place"
+        ) from error
+
+
 def text_lines(path: Traversable) -> Iterator[tuple[str, str]]:
     r"""Yields ("file:line", line) for the lines of a UTF-8 file that are not blank.
 

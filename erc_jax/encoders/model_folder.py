@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from erc_jax.data.dialogue import decode, read_bytes, write_whole
+from erc_jax.data.dialogue import decode, read_bytes, remove, write_whole
 from erc_jax.encoders import hub
 from erc_jax.encoders.weights import (
     WEIGHTS,
@@ -136,10 +136,10 @@ def write_model(folder: Path, params: Mapping[str, Any], files: Mapping[str, str
     Raises:
       UserError: nothing can be written there.
     """
-    save_params(folder / WEIGHTS, params)
     # config.json goes first and comes last: a folder without it, whose saving was broken off, is no
     # model.
-    (folder / CONFIG).unlink(missing_ok=True)
+    remove(folder / CONFIG)
+    save_params(folder / WEIGHTS, params)
     for name in sorted(files, key=lambda name: name == CONFIG):
         write_whole(folder / name, files[name])
 

@@ -31,7 +31,7 @@ import numpy as np
 from flax import traverse_util
 from jax import export as jax_export
 
-from erc_jax.data.dialogue import MAX_UTTERANCES, write_whole
+from erc_jax.data.dialogue import MAX_UTTERANCES, remove, write_whole
 from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.errors import UserError
 from erc_jax.experiment import Encoder
@@ -85,7 +85,7 @@ def export_model(system: Recognition, params: Params, encoder: Encoder, folder: 
     about["sha256"] = {name: hashlib.sha256(contents[name]).hexdigest() for name in FILES}
     script = resources.files("erc_jax.export").joinpath("standalone.py").read_bytes()
     # labels.json goes first and comes last: a folder without it is no model.
-    (folder / "labels.json").unlink(missing_ok=True)
+    remove(folder / "labels.json")
     for name, content in {**contents, SCRIPT: script, **dict(_vendored())}.items():
         write_whole(folder / name, content)
     write_whole(folder / "labels.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")

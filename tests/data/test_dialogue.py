@@ -12,6 +12,7 @@ from erc_jax.data.dialogue import (
     group_rows,
     load_dialogues,
     read_bytes,
+    remove,
     save_dialogues,
     text_lines,
     write_whole,
@@ -198,3 +199,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_removed_if_it_is_there(tmp_path):
+    path = write(tmp_path / "config.json", "{}")
+    remove(path)
+    assert not path.exists()
+    remove(path)
+    below_a_file = write(tmp_path / "file", "") / "config.json"
+    with pytest.raises(UserError, match=r"config\.json: cannot be removed \(Not a directory\)"):
+        remove(below_a_file)
