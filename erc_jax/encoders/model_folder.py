@@ -136,10 +136,13 @@ def write_model(folder: Path, params: Mapping[str, Any], files: Mapping[str, str
     Raises:
       UserError: nothing can be written there.
     """
+    # Under another name first: where they cannot be written, the model that was there stays whole.
+    new_weights = folder / f"{WEIGHTS}.new"
+    save_params(new_weights, params)
     # config.json goes first and comes last: a folder without it, whose saving was broken off, is no
     # model.
     remove(folder / CONFIG)
-    save_params(folder / WEIGHTS, params)
+    new_weights.replace(folder / WEIGHTS)
     for name in sorted(files, key=lambda name: name == CONFIG):
         write_whole(folder / name, files[name])
 
