@@ -1,5 +1,6 @@
 """Exported models: they say what Recognizer says, of any sizes, and without this package."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -313,6 +314,18 @@ def test_another_version_is_refused(copy):
 def test_the_program_does_not_tell_where_it_was_made(folder):
     program = (folder / "model.stablehlo").read_bytes()
     assert str(Path(__file__).parents[1]).encode() not in program
+def test_a_program_that_jax_does_not_read_is_told_at_once(copy):
+    """As of a release that knows other operations; not when the first conversation comes."""
+    program = (copy / "model.stablehlo").read_bytes()
+    before, magic, after = program.partition(b"ML\xefR")  # of MLIR's bytecode
+    assert magic
+    (copy / "model.stablehlo").write_bytes(before + b"XXXX" + after)
+    found = hashlib.sha256((copy / "model.stablehlo").read_bytes()).hexdigest()
+    change(copy / "labels.json", lambda about: about["sha256"].update({"model.stablehlo": found}))
+    with pytest.raises(InputError, match=r"model\.stablehlo: jax .* does not read it .* exported"):
+        load(copy)
+
+
     assert sys.prefix.encode() not in program
     # Weights are not in it.
     assert len(program) < 500_000

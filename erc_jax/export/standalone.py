@@ -241,7 +241,8 @@ def load(folder: str | Path) -> Model:
         sys.path.append(str(folder / "vendor"))
     try:
         program = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
-    except ValueError as error:
+        program.mlir_module()  # reads the StableHLO, which ``deserialize`` takes as it is
+    except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder / 'model.stablehlo'}: jax {jax.__version__} does not read it ({error}); it "
             f"was exported with jax {about['made_with']['jax']}"
