@@ -21,7 +21,8 @@ from erc_jax.experiment import prepare
 from erc_jax.export import export_model, export_run
 from erc_jax.export.standalone import InputError, Model, checked, load, read_lines
 from erc_jax.train import Trainer
-from tests.fabricated import change
+from erc_jax.workdir import Run
+from tests.fabricated import change, make_run
 from tests.test_predict import TALK, untrained, write_lines
 from tests.tiny import drawn_parameters, tiny_config, tiny_tokenizer
 
@@ -342,6 +343,28 @@ def test_the_command(place, command, capsys, tmp_path):
 
 def test_what_reads_more_than_text_is_refused(place, tmp_path):
     from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder
+def test_the_card_goes_with_its_model(copy, recognizer, tmp_path, monkeypatch):
+    """Where an unfinished run is exported, that of an earlier export would be another model's."""
+    run = Run(recognizer.system, recognizer._params, recognizer.encoder, None, {})
+    monkeypatch.setattr("erc_jax.export.load_labelling_run", lambda *args: run)
+    monkeypatch.setattr("erc_jax.export._program", lambda *args: b"")
+    workdir = make_run(tmp_path / "run")
+    scores = (workdir / "metrics.json").read_text()
+
+    (workdir / "metrics.json").write_text("{}")
+    before = {file: file.read_bytes() for file in copy.rglob("*.*")}
+    with pytest.raises(UserError, match=r"metrics\.json: damaged"):
+        export_run(workdir, copy)
+    assert {file: file.read_bytes() for file in copy.rglob("*.*")} == before
+
+    (workdir / "metrics.json").write_text(scores)
+    export_run(workdir, copy)
+    assert "# mtl\\_erc\\_es on meld" in (copy / "README.md").read_text()
+    (workdir / "metrics.json").unlink()
+    export_run(workdir, copy)
+    assert not (copy / "README.md").exists()
+
+
     from erc_jax.encoders.word_vectors import WordVectors
 
     audio = FileModality("openSMILE", "1", np.zeros(3, np.float32), np.ones(3, np.float32))

@@ -45,6 +45,7 @@ from erc_jax.workdir import load_labelling_run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SCRIPT = "predict.py"
+CARD = "README.md"
 # What of their paths is left out where programs name source files: they are this machine's.
 SOURCES = "jax_hlo_source_file_canonicalization_regex"
 
@@ -62,13 +63,19 @@ def export_run(workdir: Path, folder: Path, encoder: str | None = None) -> None:
         more than text, or nothing can be written.
     """
     run = load_labelling_run(workdir, encoder)
-    export_model(run.system, run.params, run.encoder, folder)
-    if (workdir / "metrics.json").is_file():
-        write_whole(folder / "README.md", model_card(workdir, exported=True))
+    finished = (workdir / "metrics.json").is_file()
+    card = model_card(workdir, exported=True) if finished else None
+    export_model(run.system, run.params, run.encoder, folder, card)
 
 
-def export_model(system: Recognition, params: Params, encoder: Encoder, folder: Path) -> None:
-    """As ``export_run``, of a model in memory."""
+def export_model(
+    system: Recognition,
+    params: Params,
+    encoder: Encoder,
+    folder: Path,
+    card: str | None = None,
+) -> None:
+    """As ``export_run``, of a model in memory, and its model card, if it has one."""
     text = text_encoder(encoder)
     weights = {
         name: np.asarray(array)
@@ -84,9 +91,13 @@ def export_model(system: Recognition, params: Params, encoder: Encoder, folder: 
     about = _about(system, text)
     about["sha256"] = {name: hashlib.sha256(contents[name]).hexdigest() for name in FILES}
     script = resources.files("erc_jax.export").joinpath("standalone.py").read_bytes()
+    files = {**contents, SCRIPT: script, **dict(_vendored())}
     # labels.json goes first and comes last: a folder without it is no model.
     remove(folder / "labels.json")
-    for name, content in {**contents, SCRIPT: script, **dict(_vendored())}.items():
+    remove(folder / CARD)  # of another model, perhaps
+    if card is not None:
+        files[CARD] = card.encode()
+    for name, content in files.items():
         write_whole(folder / name, content)
     write_whole(folder / "labels.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
