@@ -312,9 +312,6 @@ def test_another_version_is_refused(copy):
         load(copy)
 
 
-def test_the_program_does_not_tell_where_it_was_made(folder):
-    program = (folder / "model.stablehlo").read_bytes()
-    assert str(Path(__file__).parents[1]).encode() not in program
 def test_a_program_that_jax_does_not_read_is_told_at_once(copy):
     """As of a release that knows other operations; not when the first conversation comes."""
     program = (copy / "model.stablehlo").read_bytes()
@@ -327,6 +324,9 @@ def test_a_program_that_jax_does_not_read_is_told_at_once(copy):
         load(copy)
 
 
+def test_the_program_does_not_tell_where_it_was_made(folder):
+    program = (folder / "model.stablehlo").read_bytes()
+    assert str(Path(__file__).parents[1]).encode() not in program
     assert sys.prefix.encode() not in program
     # Weights are not in it.
     assert len(program) < 500_000
@@ -341,8 +341,6 @@ def test_the_command(place, command, capsys, tmp_path):
     assert_same(model.predict(TALK), recognizer.predict(TALK))
 
 
-def test_what_reads_more_than_text_is_refused(place, tmp_path):
-    from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder
 def test_the_card_goes_with_its_model(copy, recognizer, tmp_path, monkeypatch):
     """Where an unfinished run is exported, that of an earlier export would be another model's."""
     run = Run(recognizer.system, recognizer._params, recognizer.encoder, None, {})
@@ -365,6 +363,8 @@ def test_the_card_goes_with_its_model(copy, recognizer, tmp_path, monkeypatch):
     assert not (copy / "README.md").exists()
 
 
+def test_what_reads_more_than_text_is_refused(place, tmp_path):
+    from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder
     from erc_jax.encoders.word_vectors import WordVectors
 
     audio = FileModality("openSMILE", "1", np.zeros(3, np.float32), np.ones(3, np.float32))
