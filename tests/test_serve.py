@@ -24,9 +24,11 @@ from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.drawing import COLOURS
 from erc_jax.serve import http, warm_up
-from erc_jax.serve.__main__ import main
+from erc_jax.serve.__main__ import load, main
 from erc_jax.serve.app import Limits, make_app
 from tests.stand_in import ABOUT, HOST, StandIn, listening, wait_until
+from tests.test_predict import untrained
+from tests.tiny import EMOTION_ONLY, QUESTION
 
 ROOT = Path(erc_jax.__file__).parent.parent
 
@@ -592,14 +594,14 @@ def test_what_is_wrong_with_the_command_is_told(monkeypatch, tmp_path):
         main(arguments)
 
 
-@pytest.mark.slow
-def test_a_run_is_served(place):
-    from erc_jax.serve.__main__ import load
-    from erc_jax.train import train
-    from tests.tiny import EMOTION_ONLY, QUESTION, tiny_config
+@pytest.fixture(scope="module")
+def workdir(place):
+    return untrained(place, place / "run", **EMOTION_ONLY)
 
-    train(tiny_config(place, train__epochs=1, **EMOTION_ONLY), place / "run")
-    recognizer, responder, about = load(place / "run", None, None)
+
+@pytest.mark.slow
+def test_a_run_is_served(workdir):
+    recognizer, responder, about = load(workdir, None, None)
     assert responder is None
     assert about["labels"] == ["calm", "happy", "sad"]
     assert about["polarity"] == {"calm": "neutral", "happy": "positive", "sad": "negative"}
@@ -611,12 +613,8 @@ def test_a_run_is_served(place):
 
 
 @pytest.mark.slow
-def test_the_command_serves_and_stops_at_once(place, one_device_env, tmp_path):
+def test_the_command_serves_and_stops_at_once(workdir, one_device_env, tmp_path):
     """Even while the model is compiled for its warm-up."""
-    from tests.test_predict import untrained
-    from tests.tiny import EMOTION_ONLY, QUESTION
-
-    workdir = untrained(place, place / "untrained", **EMOTION_ONLY)
     command = [sys.executable, "-m", "erc_jax.serve", "--workdir", workdir, "--port", "0"]
     env = one_device_env | {"ERC_JAX_CACHE": str(tmp_path)}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
