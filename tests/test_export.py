@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+import venv
+from importlib.metadata import distribution
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export as jax_export
+from packaging.requirements import Requirement
 
 from erc_jax import Recognizer, UserError
 from erc_jax.encoders.mpnet import MAX_DISTANCE, MPNet, MPNetConfig, _bucket
@@ -24,7 +26,7 @@ from erc_jax.train import Trainer
 from erc_jax.workdir import Run
 from tests.fabricated import change, make_run
 from tests.test_predict import TALK, untrained, write_lines
-from tests.tiny import drawn_parameters, tiny_config, tiny_tokenizer
+from tests.tiny import EMOTION_ONLY, drawn_parameters, tiny_config, tiny_tokenizer
 
 SYSTEMS = {
     "mtl_erc_es": {},
@@ -111,7 +113,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(scope="module")
 def recognizer(place):
-    return recognizer_of(place)
+    return recognizer_of(place, **EMOTION_ONLY)
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +336,7 @@ def test_the_program_does_not_tell_where_it_was_made(folder):
 
 @pytest.mark.slow
 def test_the_command(place, command, capsys, tmp_path):
-    workdir = untrained(place, tmp_path / "run")
+    workdir = untrained(place, tmp_path / "run", **EMOTION_ONLY)
     assert command("--workdir", workdir, "--mode", "export") is None
     assert f"{workdir}/exported" in capsys.readouterr().out
     model, recognizer = load(workdir / "exported"), Recognizer.from_pretrained(workdir)
@@ -384,51 +386,64 @@ def test_a_run_that_replies_is_refused(place, tmp_path):
         export_run(tmp_path, tmp_path / "exported")
 
 
-# What the fresh environment runs: the probabilities of several batches.
+# What the fresh environment runs: a conversation or several for each folder.
 IN_FRESH_ENVIRONMENT = """
 import importlib.util, json, sys
 missing = ["erc_jax", "flax", "flatbuffers", "safetensors", "transformers"]
 assert not any(importlib.util.find_spec(name) for name in missing)
+asked = json.load(sys.stdin)
+sys.path.insert(0, next(iter(asked)))
 import predict
-model = predict.load(".")
-print(json.dumps([model.predict(batch) for batch in json.load(sys.stdin)]))
+print(json.dumps({name: predict.load(name).predict(talk) for name, talk in asked.items()}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mtl_erc_es", "in_context"])
-def test_a_fresh_environment(tmp_path, name, fresh_python):
-    recognizer = recognizer_of(tmp_path, **SYSTEMS[name])
-    folder = exported(recognizer, tmp_path / "exported")
-    batches = [talk(1), talk(10, 4, 7), talk(*range(1, 20)), TALK]
+def test_a_fresh_environment(folder, recognizer, tmp_path, fresh_python):
+    in_context = recognizer_of(tmp_path, **SYSTEMS["in_context"])
+    models = {
+        str(folder): (recognizer, talk(10, 4, 7)),
+        str(exported(in_context, tmp_path / "exported")): (in_context, TALK),
+    }
+    environment = {
+        "PATH": os.environ["PATH"],
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
     done = subprocess.run(
         [fresh_python, "-c", IN_FRESH_ENVIRONMENT],
-        input=json.dumps(batches),
+        input=json.dumps({folder: talk for folder, (_, talk) in models.items()}),
         capture_output=True,
         text=True,
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu"},
+        cwd=tmp_path,
+        env=environment,
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    expected = [recognizer.predict(batch) for batch in batches]
+    expected = {folder: model.predict(talk) for folder, (model, talk) in models.items()}
     assert_same(json.loads(done.stdout), json.loads(json.dumps(expected)))
 
 
 @pytest.fixture(scope="module")
 def fresh_python(tmp_path_factory):
-    """Python of an environment that has jax, numpy and tokenizers, and nothing of ours."""
+    """Python of an environment that has jax, numpy and tokenizers, what they need, and no more."""
     folder = tmp_path_factory.mktemp("fresh") / "venv"
-    packages = [f"{name}=={version(name)}" for name in ("jax", "numpy", "tokenizers")]
-    python = folder / "bin" / "python"
-    if shutil.which("uv"):
-        steps = [["uv", "venv", "-q", "-p", sys.executable, folder]]
-        steps += [["uv", "pip", "install", "-q", "-p", python, *packages]]
-    else:
-        steps = [[sys.executable, "-m", "venv", folder]]
-        steps += [[python, "-m", "pip", "install", "-q", "--no-compile", *packages]]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, timeout=500)
-        if done.returncode:
-            pytest.skip(f"no environment could be made: {done.stderr.strip().splitlines()[-1]}")
-    return python
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for package in needed("jax", "numpy", "tokenizers"):
+        for name in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+            (packages / name).symlink_to(package.locate_file(name))
+    return folder / "bin" / "python"
+
+
+def needed(*names):
+    """The distributions of these names, and those that they require, each once."""
+    found, left = {}, list(names)
+    while left:
+        package = distribution(left.pop())
+        if package.name in found:
+            continue
+        found[package.name] = package
+        requirements = map(Requirement, package.requires or ())
+        left += [r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found.values()
