@@ -8,10 +8,8 @@ from huggingface_hub import ModelCard
 
 from erc_jax import UserError
 from erc_jax.data.corpora import CORPORA, corpus_card
-from erc_jax.model_card import FILE, model_card, write_model_card
-from erc_jax.train import train
+from erc_jax.model_card import model_card, write_model_card
 from tests.fabricated import change, dialogues, make_run
-from tests.tiny import EMOTION_ONLY, tiny_config
 
 HOSTILE = "a | b\n---\nlicense: mit\n<img src=x> [x](javascript:y) `z`"
 MINILM = {
@@ -158,15 +156,3 @@ def test_an_unfinished_run_has_none(tmp_path):
     (workdir / "metrics.json").unlink()
     with pytest.raises(UserError, match="the run is not finished"):
         write_model_card(workdir)
-
-
-@pytest.mark.slow
-def test_training_leaves_it(place, tmp_path):
-    config = tiny_config(place, train__epochs=1, **EMOTION_ONLY)
-    content = train(config, tmp_path / "run")
-    text = (tmp_path / "run" / FILE).read_text()
-    assert text == model_card(tmp_path / "run")
-    parameters = content["run"]["parameters"]
-    assert f"{parameters['trained']:,}" in text
-    # The tiny encoder: what its file holds.
-    assert parameters["frozen"] == 6_608
