@@ -23,6 +23,7 @@ import erc_jax
 from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.drawing import COLOURS
+from erc_jax.errors import UserError
 from erc_jax.serve import http, warm_up
 from erc_jax.serve.__main__ import load, main
 from erc_jax.serve.app import Limits, make_app
@@ -592,6 +593,40 @@ def test_what_is_wrong_with_the_command_is_told(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(SystemExit, match=r"pip install 'erc-jax\[serve\]'"):
         main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_open"),
+    [(None, False), ("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)],
+)
+def test_a_host_of_this_machine_alone_is_asked_by_its_names(monkeypatch, capsys, host, is_open):
+    """A page elsewhere could reach it by a name of its own (DNS rebinding)."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # what main sets is put back
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    loaded = (StandIn(), None, ABOUT)
+    monkeypatch.setattr("erc_jax.serve.__main__.load", lambda *args: loaded)
+    served = []
+    monkeypatch.setattr("erc_jax.serve.http.serve", lambda *args: served.append(args))
+    main(["--workdir", "x", "--port", "0", *(["--host", host] if host else [])])
+    ((app, bound),) = served
+    bound.close()
+    client = TestClient(app)  # does not run it: nothing is warmed up
+    statuses = {
+        name: client.get("/openapi.json", headers={"Host": f"{name}:8080"}).status_code
+        for name in (host or "127.0.0.1", "localhost", "elsewhere.example")
+    }
+    assert statuses.pop("elsewhere.example") == (200 if is_open else 400)
+    assert set(statuses.values()) == {200}
+    assert ("Anyone who can reach" in capsys.readouterr().out) == is_open
+
+
+def test_an_address_of_ipv6_is_asked_by_its_name_in_a_url():
+    try:
+        bound = http.bind("::1", 0)
+    except UserError:
+        pytest.skip("this machine has no IPv6")
+    with bound:
+        assert http.names_of(bound, "::1") == ["127.0.0.1", "localhost", "[::1]", "::1"]
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         try:
             from erc_jax.serve.app import LOOPBACK, Limits, make_app
-            from erc_jax.serve.http import bind, serve
+            from erc_jax.serve.http import bind, names_of, serve
             from erc_jax.serve.warm_up import calls
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "pydantic"):
@@ -98,15 +98,16 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--port {args.port}: expected a number from 0 to 65535")
         host = args.host or LOOPBACK[0]
         bound = bind(host, args.port)  # before the models: a taken port is told at once
+        names = names_of(bound, host)
         limits = Limits()
         app = make_app(
             *load(args.workdir, args.respond, args.encoder),
             limits=limits,
-            hosts=None if args.host else LOOPBACK,
+            hosts=names,
             # A call may take in one request too many, and rows are not full.
             warm_up=calls(2 * limits.utterances_together),
         )
-        if args.host:
+        if names is None:
             say(f"Anyone who can reach {host} on this port can use it: there is no password.")
         serve(app, bound)
     except UserError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from erc_jax.errors import UserError
 from erc_jax.progress import say
+from erc_jax.serve.app import LOOPBACK
 
 HEAD_SECONDS = 10.0  # until a connection has sent a request's line and headers
 UNREAD_SECONDS = 60  # until a client has taken in what was sent to it
@@ -76,6 +78,23 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+def names_of(bound: socket.socket, host: str) -> list[str] | None:
+    """The names by which a socket that only this machine reaches is asked; None if others can.
+
+    Args:
+      bound: as of ``bind``.
+      host: what it was asked for.
+    """
+    address = bound.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback:
+        return None
+    return list(dict.fromkeys((*LOOPBACK, _in_url(address), host)))
+
+
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
 def configure(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -94,7 +113,7 @@ def configure(app: ASGIApp) -> uvicorn.Config:
 def serve(app: ASGIApp, bound: socket.socket) -> None:
     """Answers requests until SIGTERM or Ctrl-C; requests that have begun are finished."""
     host, port = bound.getsockname()[:2]
-    say(f"Open http://{f'[{host}]' if ':' in host else host}:{port}/ in a browser; Ctrl-C ends.")
+    say(f"Open http://{_in_url(host)}:{port}/ in a browser; Ctrl-C ends.")
     # uvicorn stops by itself, and then raises the signal again for whoever handled it before.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
