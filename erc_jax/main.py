@@ -51,7 +51,7 @@ _SPLIT = flags.DEFINE_enum(
     "split",
     "test",
     ["train", "validation", "test"],
-    "evaluate, few_shot: the split to score. compare: the one to compare on.",
+    "evaluate, few_shot, of the corpus: the split to score. compare: the one to compare on.",
 )
 _INPUT = flags.DEFINE_string(
     "input",
@@ -79,7 +79,7 @@ _SHOTS = flags.DEFINE_integer("shots", 5, "few_shot: examples of each emotion.",
 _ENCODER = flags.DEFINE_string(
     "encoder",
     None,
-    "predict, export, evaluate --input: where the run's encoder is, if it has moved.",
+    "predict, few_shot, export, evaluate --input: where the run's encoder is, if it has moved.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -133,11 +133,6 @@ def _evaluate(workdir: Path) -> None:
             )
         )
         return
-    if _FEATURES.value:
-        raise UserError(
-            "--features is for --input; of a split, --config.data.features.audio=FOLDER and such "
-            "say where they are now"
-        )
     overrides = _overrides_of_finished(workdir) if _CONFIG.value else {}
     show_scores(evaluate_split(workdir, _SPLIT.value, overrides))
 
@@ -334,7 +329,11 @@ def _annotate() -> None:
 
 
 # Flags that only some modes read.
-_MODES_OF_FLAGS = {
+_MODES_OF_FLAGS: dict[str, tuple[str, ...]] = {
+    "input": ("evaluate", "predict", "respond", "few_shot"),
+    "output": ("evaluate", "predict", "respond", "compare", "annotate", "export"),
+    "split": ("evaluate", "few_shot", "compare"),
+    "encoder": ("evaluate", "predict", "few_shot", "export"),
     **dict.fromkeys(("support", "emotions", "descriptions"), ("predict",)),
     "features": ("predict", "evaluate"),
     "distributed": ("train",),
@@ -346,6 +345,28 @@ _MODES_OF_FLAGS = {
         ("annotate",),
     ),
 }
+# Those that evaluate reads beside --input alone, and what there is for a split of the corpus.
+_BESIDE_INPUT = {
+    "output": "the scores of a split stand in metrics.json",
+    "encoder": "of a split, --config.encoder=PLACE says where it is now",
+    "features": "of a split, --config.data.features.audio=FOLDER and such say where they are now",
+}
+
+
+def _check_flags() -> None:
+    """Refuses a flag that would not be read."""
+    for name, modes in _MODES_OF_FLAGS.items():
+        if flags.FLAGS[name].present and _MODE.value not in modes:
+            *others, last = modes
+            listed = f"{', '.join(others)} or {last}" if others else last
+            raise UserError(f"--{name} is for --mode {listed}, not {_MODE.value}")
+    if _INPUT.value and flags.FLAGS["split"].present:
+        raise UserError("--split is for splits of a corpus, not for --input")
+    if _MODE.value == "evaluate" and not _INPUT.value:
+        for name, instead in _BESIDE_INPUT.items():
+            if flags.FLAGS[name].present:
+                raise UserError(f"--{name} is for --input; {instead}")
+
 
 MODES: dict[str, Callable[[Path], None]] = {
     "train": _train,
@@ -366,9 +387,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         if len(argv) > 1 and _MODE.value != "compare":
             raise UserError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
-        for name, modes in _MODES_OF_FLAGS.items():
-            if flags.FLAGS[name].present and _MODE.value not in modes:
-                raise UserError(f"--{name} is for --mode {' or '.join(modes)}, not {_MODE.value}")
+        _check_flags()
         if _MODE.value == "annotate":
             _annotate()
             return

@@ -84,6 +84,35 @@ def test_the_command_line_starts_without_jax(tmp_path):
             "--descriptions is for --mode predict, not evaluate",
         ),
         ("--workdir x --mode figures --support x", "--support is for --mode predict, not figures"),
+        (
+            "--workdir x --split test",
+            "--split is for --mode evaluate, few_shot or compare, not train",
+        ),
+        (
+            "--workdir x --mode report --input y",
+            "--input is for --mode evaluate, predict, respond or few_shot, not report",
+        ),
+        (
+            "--workdir x --mode few_shot --output y",
+            "--output is for --mode evaluate, predict, respond, compare, annotate or export, not",
+        ),
+        (
+            "--workdir x --mode respond --encoder y",
+            "--encoder is for --mode evaluate, predict, few_shot or export, not respond",
+        ),
+        (
+            "--workdir x --mode evaluate --output y",
+            "--output is for --input; the scores of a split",
+        ),
+        ("--workdir x --mode evaluate --encoder y", "--encoder is for --input; of a split, "),
+        (
+            "--workdir x --mode evaluate --input y --split validation",
+            "--split is for splits of a corpus, not for --input",
+        ),
+        (
+            "--workdir x --mode few_shot --input y --split test",
+            "--split is for splits of a corpus, not for --input",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(command, arguments, message):
