@@ -161,11 +161,8 @@ def compare(workdirs: Sequence[Path], split: str = "test") -> Comparison:
 
 def _check(run: FinishedRun, first: FinishedRun, split: str) -> None:
     """Refuses what cannot be compared with the first run."""
-    system = run.facts["system"]
-    if not run.emotions or system in ("response", "prompting"):
-        why = (
-            "replies" if system == "response" else "is a chat model's, whose answers may name none"
-        )
+    if not run.emotions or run.replies or run.facts["system"] == "prompting":
+        why = "replies" if run.replies else "is a chat model's, whose answers may name none"
         raise UserError(
             f"{run.workdir}: this run {why}; --mode compare compares runs that name an emotion "
             "for every utterance"

@@ -27,15 +27,13 @@ from erc_jax.encoders.sentence import SentenceEncoder
 from erc_jax.encoders.word_vectors import WordVectors
 from erc_jax.errors import UserError
 from erc_jax.progress import Counter, say
+from erc_jax.system_names import FINE_TUNING, FMERL, RESPONSE, SENT_EMO_CONTEXT
 from erc_jax.systems import Recognition, System, Task, make_system
 
 if TYPE_CHECKING:
     from erc_jax.replies import ReplyExperiment
 
 SPLITS = ("train", "validation", "test")
-FINE_TUNING = "fine_tuning"  # the system whose runs leave an encoder
-RESPONSE = "response"  # the system that replies
-FMERL = "fmerl"  # the system that reads modalities, and descriptions of emotions
 Encoder = SentenceEncoder | WordVectors | MultimodalEncoder  # what makes the features
 CORPUS_FEATURES = "corpus"  # data.features of a modality that comes with the corpus
 
@@ -284,7 +282,7 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
     there, unchanged = dict(flatten(config)), dict(flatten(base_config()))
     owners = {
         "fine_tuning.": (FINE_TUNING, "encoder"),
-        "sent_emo_context.": ("sent_emo_context", "sent_emo_context"),
+        "sent_emo_context.": (SENT_EMO_CONTEXT, SENT_EMO_CONTEXT),
         "response.": (RESPONSE, RESPONSE),
         **dict.fromkeys(
             ("fmerl.", "zero_shot.", "data.features.", "data.annotation"), (FMERL, FMERL)
@@ -336,7 +334,7 @@ def load_encoder(
     """
     place = place or config.encoder
     network = config.sent_emo_context.network
-    if config.system == "sent_emo_context" and network != "transformer":
+    if config.system == SENT_EMO_CONTEXT and network != "transformer":
         try:
             return WordVectors.from_file(place, sha256=sha256)
         except UserError as error:

@@ -15,9 +15,9 @@ from erc_jax.config import load_config
 from erc_jax.data.dialogue import VAD, decode, parse_json, read_bytes, text_lines
 from erc_jax.drawing import confusion_matrices, label_histogram
 from erc_jax.errors import UserError
-from erc_jax.experiment import FMERL
 from erc_jax.finished import damaged
 from erc_jax.progress import say
+from erc_jax.system_names import FMERL
 from erc_jax.workdir import best_run, seed_folders
 
 EARLY = "after the first epoch"

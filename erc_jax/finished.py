@@ -13,6 +13,7 @@ from typing import Any
 from erc_jax.data.dialogue import decode, parse_json, read_bytes, text_lines
 from erc_jax.errors import UserError
 from erc_jax.metrics import best_of
+from erc_jax.system_names import RESPONSE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,11 @@ class FinishedRun:
         """The split and the score that chose the checkpoint, ("", "") where nothing was trained."""
         split, _, metric = self.facts.get("selected_on", "").partition(" ")
         return split, metric
+
+    @property
+    def replies(self) -> bool:
+        """Whether it is of the system that replies, be it with classification heads alone."""
+        return self.facts["system"] == RESPONSE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from erc_jax.data.corpora import corpus_card
 from erc_jax.data.dialogue import write_whole
 from erc_jax.encoders.hub import PUBLISHED
 from erc_jax.finished import FinishedRun, damaged, read_run
+from erc_jax.pages import environment
 from erc_jax.progress import duration
 from erc_jax.report_scores import class_parts, score_name, score_rows
+from erc_jax.system_names import FINE_TUNING, FMERL, RESPONSE, SENT_EMO_CONTEXT
 
 FILE = "model_card.md"
-REPLIES = "response"  # the system whose runs reply
 # What a system is, and the paper that it is from; of plugins' systems nothing is known.
 SYSTEMS: Mapping[str, tuple[str, str]] = {
     "mtl_erc_es": (
@@ -30,18 +30,18 @@ SYSTEMS: Mapping[str, tuple[str, str]] = {
         'Wang and Mine, "Multi-Task Learning for Emotion Recognition in Conversation with Emotion '
         'Shift" (PACLIC 2023)',
     ),
-    "fine_tuning": ("a text encoder that was fine-tuned on the emotions of utterances", ""),
-    "sent_emo_context": (
+    FINE_TUNING: ("a text encoder that was fine-tuned on the emotions of utterances", ""),
+    SENT_EMO_CONTEXT: (
         "SentEmoContext: a Transformer over frozen sentence embeddings, trained on triplets",
         'Gendron and Guibon, "SEC: Context-Aware Metric Learning for Efficient Emotion '
         'Recognition in Conversation"',
     ),
-    "fmerl": (
+    FMERL: (
         "FMERL: modalities are fused by a Transformer and matched with described emotions",
         '"Emotion Recognition in Conversation Based on the Fine-grained Multidimensional Emotion '
         'Representation Learning"',
     ),
-    REPLIES: (
+    RESPONSE: (
         "an encoder-decoder (BART) that replies to an utterance and reads its emotions",
         'Ide and Kawahara, "Multi-Task Learning of Generation and Classification for '
         'Emotion-Aware Dialogue Response Generation" (NAACL SRW 2021)',
@@ -78,23 +78,17 @@ def model_card(workdir: Path, *, exported: bool = False) -> str:
       UserError: as ``write_model_card``.
     """
     run = read_run(workdir)
-    environment = Environment(
-        loader=PackageLoader("erc_jax"),
-        autoescape=False,  # Markdown, where ``cell`` escapes
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _cell
+    templates = environment(autoescape=False)  # Markdown, where ``cell`` escapes
+    templates.filters["cell"] = _cell
     with damaged(str(workdir / "metrics.json")):
         corpora = [corpus_card(name) for name in _corpora(run)]
         system, paper = SYSTEMS.get(run.facts["system"], (f"the system {run.facts['system']}", ""))
-        return environment.get_template("model_card.md.j2").render(
+        return templates.get_template("model_card.md.j2").render(
             front=_front_matter(run, corpora),
             title=_title(run),
             folder=workdir.resolve().name,
             exported=exported,
-            replies=run.facts["system"] == REPLIES,
+            replies=run.replies,
             synthetic=bool(run.facts["corpus"].get("synthetic")),
             system=system,
             paper=paper,
@@ -129,7 +123,7 @@ def _front_matter(run: FinishedRun, corpora: Sequence[Mapping[str, Any]]) -> str
     data = ModelCardData(
         language=languages if all(languages) else None,
         library_name="erc-jax",
-        pipeline_tag=None if run.facts["system"] == REPLIES else "text-classification",
+        pipeline_tag=None if run.replies else "text-classification",
         tags=["emotion-recognition-in-conversation", run.facts["system"], "jax"],
         base_model=_published_as(run.facts.get("encoder", {}).get("sha256")),
         model_name=_title(run),

@@ -24,17 +24,26 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     Raises:
       UserError: the page cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("erc_jax"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
+    templates = environment(autoescape=True)
+    templates.globals.update(
         colours=COLOURS[:N_COLOURS],
         neutral=(NEUTRAL_ON_LIGHT, NEUTRAL_ON_DARK),
         colour_number=colour_number,
         shade=shade,
     )
-    write_whole(path, environment.get_template(template).render(**content))
+    write_whole(path, templates.get_template(template).render(**content))
+
+
+def environment(*, autoescape: bool) -> Environment:
+    """The templates of erc_jax/templates; what one names must be given.
+
+    Args:
+      autoescape: whether texts are escaped for HTML.
+    """
+    return Environment(
+        loader=PackageLoader("erc_jax"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

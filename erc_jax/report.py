@@ -31,8 +31,6 @@ from erc_jax.report_scores import (
 )
 from erc_jax.report_utterances import parts_of_utterances, replies
 
-REPLIES = "response"  # the system whose runs reply
-
 
 def write_report(workdir: Path) -> Path:
     """Writes WORKDIR/report.html: a page that needs no other file.
@@ -60,7 +58,7 @@ def write_report(workdir: Path) -> Path:
             f"{file.name} is missing, so that nothing is said of single utterances; write it with "
             f"--mode evaluate --split {split}."
         )
-    elif run.facts["system"] == REPLIES:
+    elif run.replies:
         content |= replies(file)
     else:
         content |= parts_of_utterances(run, split, read_predictions(file, run.emotions))

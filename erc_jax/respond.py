@@ -18,9 +18,9 @@ from erc_jax.data.pairs import GENERATION, TextExamples
 from erc_jax.decoding import Decoding
 from erc_jax.encoders.seq2seq import Seq2Seq
 from erc_jax.errors import UserError
-from erc_jax.experiment import RESPONSE
 from erc_jax.predictor import Predictor
 from erc_jax.sharding import make_mesh
+from erc_jax.system_names import RESPONSE
 from erc_jax.systems import Params
 from erc_jax.systems.response import Response
 from erc_jax.workdir import load_run

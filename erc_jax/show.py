@@ -16,6 +16,7 @@ from rich.text import Text
 
 from erc_jax.charts import N_COLOURS, colour_number
 from erc_jax.drawing import COLOURS
+from erc_jax.system_names import RESPONSE
 
 if TYPE_CHECKING:
     from erc_jax.compare import Comparison
@@ -109,7 +110,7 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     """
     console = console or Console()
     splits = [split for split in content if split not in ("run", "seeds")]
-    if content.get("run", {}).get("system") == "response":
+    if content.get("run", {}).get("system") == RESPONSE:
         _show_reply_scores(console, {split: content[split] for split in splits})
         _say_if_synthetic(console, content)
         return

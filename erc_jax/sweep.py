@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from erc_jax.config import check_same_run, save_config
 from erc_jax.data.dialogue import parse_json, write_whole
 from erc_jax.errors import UserError
-from erc_jax.experiment import RESPONSE
 from erc_jax.progress import say
+from erc_jax.system_names import RESPONSE
 from erc_jax.train import train
 
 # Tasks, and weights that are not 1. The paper's weight 0 leaves a task out.
