@@ -85,7 +85,6 @@ def score_rows(run: FinishedRun) -> list[tuple[str, ...]]:
     paths = {**PLAIN_SCORES, **REPLY_SHARES, **SCORES} | {
         f"heads.{head}.{metric}": f"{head}: {SCORES[metric]}"
         for head in heads
-        if head != "std"
         for metric in ("accuracy", "macro_f1")
     }
     rows = [

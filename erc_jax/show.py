@@ -136,9 +136,8 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         table.add_row(Text(name), *cells, str(scores["support"]))
     console.print(table)
     for dimension, scores in block.get("vad", {}).items():
-        if dimension != "std":
-            found = ", ".join(f"{name} {scores[name]:.3f}" for name in ("ccc", "pearson", "mse"))
-            console.print(f"{dimension}: {found}")
+        found = ", ".join(f"{name} {scores[name]:.3f}" for name in ("ccc", "pearson", "mse"))
+        console.print(f"{dimension}: {found}")
     if scores := block.get("zero_shot"):
         shown = ("unseen_recall", "unseen_f1", "seen_recall", "harmonic_mean")
         found = ", ".join(f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in shown)
@@ -175,7 +174,6 @@ def _show_reply_scores(console: Console, blocks: Mapping[str, Mapping[str, Any]]
             table.add_row(Text(split), *cells)
         console.print(table)
     heads = {(s, task): of for s, b in blocks.items() for task, of in b.get("heads", {}).items()}
-    heads = {names: of for names, of in heads.items() if names[1] != "std"}
     if heads:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for name in ("split", "head", "accuracy", "macro F1"):

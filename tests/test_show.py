@@ -4,6 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
+from erc_jax import metrics
 from erc_jax.compare import compare
 from erc_jax.drawing import COLOURS
 from erc_jax.show import show_comparison, show_conversation, show_scores
@@ -107,6 +108,24 @@ def test_scores_of_several_seeds():
     assert "0.7500 ± 0.0123" in text
     assert "interval" not in text
     assert "synthetic" not in text
+
+
+def test_ratings_and_heads_of_several_seeds():
+    """Every name beside the scores is a dimension, or a head."""
+    of_seeds = [
+        {
+            "vad": {"valence": {"ccc": c, "pearson": c, "mse": c}},
+            "heads": {"E6": scores(accuracy=c)},
+        }
+        for c in (0.25, 0.75)
+    ]
+    aggregated = metrics.over_seeds(of_seeds)
+    text = shown(show_scores, {"test": scores(vad=aggregated["vad"])})
+    assert "valence: ccc 0.500, pearson 0.500, mse 0.500" in text
+    replied = {"test": {"heads": aggregated["heads"]}, "run": {"system": "response"}}
+    text += shown(show_scores, replied, width=120)
+    assert "0.5000 ± 0.3536" in text
+    assert "std" not in text
 
 
 def coloured(show, content):
