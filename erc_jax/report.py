@@ -54,10 +54,11 @@ def write_report(workdir: Path) -> Path:
     )
     file = predictions_file(run, split)
     if not file.is_file():
-        notes.append(
-            f"{file.name} is missing, so that nothing is said of single utterances; write it with "
-            f"--mode evaluate --split {split}."
-        )
+        if not run.replies or "perplexity" in run.blocks[split]:  # heads alone leave none
+            notes.append(
+                f"{file.name} is missing, so that nothing is said of single utterances; write it "
+                f"with --mode evaluate --split {split}."
+            )
     elif run.replies:
         content |= replies(file)
     else:

@@ -263,6 +263,17 @@ def test_a_run_that_replies(tmp_path):
     assert "Reply 96" not in text
     assert "validation perplexity" in text
     assert "confident mistakes" not in text
+    (workdir / "predictions_test.jsonl").unlink()
+    assert "predictions_test.jsonl is missing" in page(workdir)
+    # One that only classifies has none, whatever is done.
+    for split in ("validation", "test"):
+        change(workdir / "metrics.json", lambda content, split=split: heads_alone(content[split]))
+    assert "missing" not in page(workdir)
+
+
+def heads_alone(block):
+    for score in ("perplexity", "bleu", "distinct_1"):
+        del block[score]
 
 
 def test_classes_of_heads_have_their_spread(tmp_path):
