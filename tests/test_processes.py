@@ -1,11 +1,13 @@
 """One device, eight, and two processes of four: the same losses and scores, and what a stop costs.
 
-The number of trials in which runs are killed at random is $ERC_JAX_KILL_TRIALS, 3 by default.
+In each of $ERC_JAX_KILL_TRIALS trials, 3 by default, a run is stopped and killed at random steps;
+in every second one it is a run of two processes.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -163,16 +165,8 @@ def ended(config, workdir, begin, rng):
             return codes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trial", range(TRIALS))
-@pytest.mark.parametrize("kind", ["1 device", "2 processes"])
-def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, kind, trial):
-    rng = random.Random(f"{kind} {trial}")
-    system = "mtl_erc_es"
-    begin = start_two if kind == "2 processes" else lambda *of: [start(*of, devices=1)]
-    codes = ended(configs / "whole" / system, tmp_path, begin, rng)
-    assert STOPPED_EXIT_CODE in codes or len(codes) > 1
-    here, there = tmp_path / system, runs / kind / system
+def assert_ended_like(here, there):
+    """Two runs on the same devices, the first of which was stopped on its way."""
     assert scores_of(here) == scores_of(there)
     assert log_of(here) == log_of(there)
     for name in ("predictions_validation.jsonl", "predictions_test.jsonl"):
@@ -180,15 +174,40 @@ def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, kind, t
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on(runs, configs, tmp_path):
-    """A run of two processes is stopped; one device ends it, as if it had been its own."""
-    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
-    for line in processes[0].stdout:
-        if line.startswith("epoch 2"):
-            break
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, trial):
+    kind = ("1 device", "2 processes")[trial % 2]
+    rng = random.Random(f"{kind} {trial}")
+    system = "mtl_erc_es"
+    begin = start_two if kind == "2 processes" else lambda *of: [start(*of, devices=1)]
+    codes = ended(configs / "whole" / system, tmp_path, begin, rng)
+    assert STOPPED_EXIT_CODE in codes or len(codes) > 1
+    assert_ended_like(tmp_path / system, runs / kind / system)
+
+
+def wait_for(process, line):
+    """Reads what the process prints until a line begins like this."""
+    for printed in process.stdout:
+        if printed.startswith(line):
+            return
+
+
+@pytest.fixture(scope="module")
+def stopped(configs, tmp_path_factory):
+    """The folder of a run of two processes that were told to stop. Not to be changed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    processes = start_two(configs / "whole" / "mtl_erc_es", folder)
+    wait_for(processes[0], "epoch 2")
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [STOPPED_EXIT_CODE] * 2, outputs
+    return folder
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(runs, configs, stopped, tmp_path):
+    """One device ends the run of two processes, as if it had been its own."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     codes, outputs = finish([start(configs / "whole" / "mtl_erc_es", tmp_path, devices=1)])
     assert codes == [0], outputs
     assert "Going on from step" in outputs[0]
@@ -198,17 +217,23 @@ def test_another_number_of_processes_goes_on(runs, configs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others(configs, tmp_path):
-    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
-    for line in processes[0].stdout:
-        if line.startswith("epoch"):
-            break
+def test_a_process_that_dies_ends_the_others(runs, configs, stopped, tmp_path, monkeypatch):
+    """And both, started again, end the run."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    with monkeypatch.context() as patched:
+        patched.setenv("HEARTBEAT_SECONDS", "15")
+        processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    wait_for(processes[0], "epoch")
     processes[1].kill()
     codes, outputs = finish(processes)
     # Whoever notices first: ours, with its own message, or the runtime, which aborts.
     assert codes[0] in (LOST_EXIT_CODE, -signal.SIGABRT)
     told = ("the processes lost each other", "another task died")
     assert any(message in outputs[0] for message in told), outputs[0]
+
+    codes, outputs = finish(start_two(configs / "whole" / "mtl_erc_es", tmp_path))
+    assert codes == [0, 0], outputs
+    assert_ended_like(tmp_path / "mtl_erc_es", runs / "2 processes" / "mtl_erc_es")
 
 
 # In this process
