@@ -98,8 +98,9 @@ def test_unlabelled_utterances_take_no_part():
 
 
 @pytest.mark.slow
-def test_interval_over_dialogues_covers_other_dialogues():
+def test_interval_over_dialogues_covers_other_dialogues(monkeypatch):
     """Its standard error is the standard deviation over corpora; that over episodes is far off."""
+    monkeypatch.setattr("erc_jax.few_shot._RESAMPLES", 60)  # more would take longer, 25 times
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(4, 16))
     accuracies, errors, naive = [], [], []
