@@ -7,6 +7,7 @@ import pytest
 from erc_jax import Recognizer, UserError
 from erc_jax.figures import run_figures
 from erc_jax.train import train
+from tests.test_predict import untrained
 from tests.tiny import EMOTION_ONLY, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -107,10 +108,10 @@ def test_one_emotion_is_no_choice(workdir, tmp_path):
 
 
 def test_other_systems_say_that_they_cannot(place, tmp_path):
-    train(tiny_config(place, train__epochs=1, **EMOTION_ONLY), tmp_path / "run")
+    workdir = untrained(place, tmp_path / "run", **EMOTION_ONLY)
     support = write(tmp_path / "few.jsonl", SUPPORT)
     with pytest.raises(UserError, match="learned no space"):
-        Recognizer.from_pretrained(tmp_path / "run", support=support)
+        Recognizer.from_pretrained(workdir, support=support)
 
 
 def test_episodes_on_a_labelled_file(ask, place, workdir):

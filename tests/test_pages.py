@@ -15,7 +15,7 @@ from tests.stand_in import HOST, StandIn, listening
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page():
     with chromium() as page:
         yield page
@@ -142,13 +142,12 @@ def test_reports_and_comparisons_are_not_cut_off(page, tmp_path, width, dark):
 RUNS = "ERC_JAX_PICTURES_OF"
 
 
+@pytest.mark.skipif(RUNS not in os.environ, reason=f"{RUNS} names no runs")
 def test_the_pictures_of_the_documentation(page, tmp_path):
     """Makes docs/images/ anew, of the trained runs in $ERC_JAX_PICTURES_OF.
 
     Workdirs, with commas between them: the first is served and reported, all are compared.
     """
-    if RUNS not in os.environ:
-        pytest.skip(f"{RUNS} names no runs")
     from erc_jax.predict import Recognizer
     from erc_jax.serve.__main__ import about_run
 

@@ -306,6 +306,7 @@ def test_an_unknown_label_names_its_place(workdir, tmp_path):
         evaluate_file(workdir, path, None)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_was_named_from_elsewhere_or_has_moved(
     place, tmp_path, monkeypatch, predict
 ):

@@ -116,6 +116,7 @@ def test_the_seed_and_the_step_decide_what_is_dropped(labels, random_dialogues):
     config = base_config()
     config.model.dropout = 0.5
     config.train.learning_rate = 0.0
+    config.tasks.sentiment = config.tasks.shift = False
     system = make_system(config, labels)
     dialogues = random_dialogues([4, 6])
     features = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)

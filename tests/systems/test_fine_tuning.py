@@ -565,6 +565,7 @@ def files_of(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_leaves_what_is_documented(run):
     config, workdir, content = run
     losses = losses_of(workdir)
@@ -585,6 +586,7 @@ def test_a_run_learns_and_leaves_what_is_documented(run):
     }
 
 
+@pytest.mark.slow
 def test_the_workdir_is_the_best_checkpoints_encoder(run):
     config, workdir, _ = run
     encoder = SentenceEncoder.from_pretrained(str(workdir))
@@ -606,6 +608,7 @@ def test_the_workdir_is_the_best_checkpoints_encoder(run):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_workdir_predicts_without_the_published_encoder(run, tmp_path):
     _, workdir, content = run
     shutil.copytree(workdir, tmp_path / "moved")
@@ -618,6 +621,7 @@ def test_the_workdir_predicts_without_the_published_encoder(run, tmp_path):
     assert scores == {"test.jsonl": content["test"]}
 
 
+@pytest.mark.slow
 def test_a_split_is_scored_again_with_the_same_result(run, tmp_path):
     _, workdir, content = run
     shutil.copytree(workdir, tmp_path / "run")
