@@ -256,13 +256,12 @@ def test_a_run_is_scored_again_with_the_same_result(copied, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saves", [1, 5])
-def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill, saves):
-    """Killed in the first epoch, or later in the middle of one."""
+def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill):
+    """Killed in the first epoch, and again in the middle of a later one."""
     config, finished, content = run
     workdir = tmp_path / "run"
-    steps = train_and_kill(config, workdir, saves)
-    assert steps == list(range(1, saves + 2))
+    assert train_and_kill(config, workdir, saves=1) == [1, 2]
+    assert train_and_kill(config, workdir, saves=4) == [2, 3, 4, 5, 6]
     assert without_run(train(config, workdir)) == without_run(content)
     for name in ("predictions_test.jsonl", "early_validation.jsonl"):
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()

@@ -129,15 +129,19 @@ def test_smoothed_cross_entropy_is_that_of_smoothed_labels():
     assert smoothed_cross_entropy(logits, target, np.zeros_like(mask), 0.1) == 0
 
 
+@pytest.fixture(scope="module")
+def moved(experiment):
+    return moved_parameters(experiment.system.init, None)
+
+
 @pytest.mark.parametrize("task", ["R", "E"])
-def test_padding_and_blocks_change_no_loss(experiment, task):
+def test_padding_and_blocks_change_no_loss(experiment, moved, task):
     """Dropout included, for masks belong to tokens."""
-    key, params = jax.random.key(1), moved_parameters(experiment.system.init, None)
-    loss = jax.jit(experiment.system.loss)
-    expected = loss(params, batch_of(experiment, task), key)[0]
+    key, loss = jax.random.key(1), jax.jit(experiment.system.loss)
+    expected = loss(moved, batch_of(experiment, task), key)[0]
     for batch in (wider(batch_of(experiment, task)), batch_of(experiment, task, n_blocks=2)):
-        np.testing.assert_allclose(loss(params, batch, key)[0], expected, rtol=2e-6)
-    other = loss(params, batch_of(experiment, task), jax.random.key(2))[0]
+        np.testing.assert_allclose(loss(moved, batch, key)[0], expected, rtol=2e-6)
+    other = loss(moved, batch_of(experiment, task), jax.random.key(2))[0]
     assert abs(other - expected) > 1e-3 * expected
 
 
@@ -231,11 +235,11 @@ def test_what_training_has_seen_is_left_out_beside(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saves", [1, 3])
-def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill, saves):
+def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill):
     config, finished, content = run
     workdir = tmp_path / "run"
-    train_and_kill(config, workdir, saves)
+    assert train_and_kill(config, workdir, saves=1) == [1, 2]
+    assert train_and_kill(config, workdir, saves=2) == [2, 3, 4]
     again = train(config, workdir)
     for split in ("validation", "test"):
         assert again[split] == content[split]
@@ -305,7 +309,9 @@ def test_the_model_is_one_that_others_load_and_runs_start_from(run, place, tmp_p
 
 @pytest.mark.slow
 def test_seeds_differ_and_are_averaged(place, tmp_path):
-    content = train(config_of(place, seeds=2, train__epochs=1), tmp_path)
+    """Two runs, bounded by steps."""
+    content = train(config_of(place, seeds=2, train__steps=5, train__epochs=50), tmp_path)
+    assert [run["best_step"] for run in content["run"]["checkpoints"]] == [5, 5]
     each = [of_seed["test"]["perplexity"] for of_seed in content["seeds"]]
     assert each[0] != each[1]
     assert content["test"]["perplexity"] == pytest.approx(np.mean(each))
@@ -315,12 +321,6 @@ def test_seeds_differ_and_are_averaged(place, tmp_path):
         assert scores["confusion"] == np.sum(of_seeds, axis=0).tolist()
     assert (tmp_path / "model" / "config.json").is_file()
     assert Responder.from_pretrained(tmp_path).respond("the bus is here now")["reply"] is not None
-
-
-@pytest.mark.slow
-def test_steps_bound_a_run(place, tmp_path):
-    content = train(config_of(place, train__steps=5, train__epochs=50), tmp_path)
-    assert content["run"]["checkpoints"][0]["best_step"] == 5
 
 
 @pytest.mark.slow

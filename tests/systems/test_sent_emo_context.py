@@ -855,13 +855,12 @@ def test_support_at_prediction(run, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saves", [1, 5])
-def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill, saves):
-    """Killed in pre-training, or after it."""
+def test_a_killed_run_goes_on_to_the_same_end(run, tmp_path, train_and_kill):
+    """Killed in pre-training, and again after it."""
     config, finished, content = run
     workdir = tmp_path / "run"
-    steps = train_and_kill(config, workdir, saves)
-    assert steps == list(range(1, saves + 2))
+    assert train_and_kill(config, workdir, saves=1) == [1, 2]
+    assert train_and_kill(config, workdir, saves=4) == [2, 3, 4, 5, 6]
     assert without_run(train(config, workdir)) == without_run(content)
     name = "reference.safetensors"
     assert (workdir / name).read_bytes() == (finished / name).read_bytes()
@@ -978,7 +977,11 @@ def test_isolated_networks_learn_from_triplets(place, tmp_path, word_vectors, ne
     "fields",
     [
         {"sent_emo_context__context": "none"},
-        {"sent_emo_context__context": "dialogue_vector"},
+        {
+            "sent_emo_context__context": "dialogue_vector",
+            "sent_emo_context__triplet__strategy": "batch_hard",
+            "train__accumulate": 2,
+        },
         {
             "sent_emo_context__triplet__strategy": "semi_hard",
             "train__optimizer": "sgd",
@@ -987,9 +990,8 @@ def test_isolated_networks_learn_from_triplets(place, tmp_path, word_vectors, ne
             "train__clip_norm": 1.0,
             "train__warmup_steps": 2,
         },
-        {"sent_emo_context__triplet__strategy": "batch_hard", "train__accumulate": 2},
     ],
-    ids=["none", "dialogue_vector", "sgd", "accumulated"],
+    ids=["none", "dialogue_vector accumulated", "sgd"],
 )
 def test_what_it_offers_trains(place, tmp_path, fields):
     config = tiny_config(place, **FIELDS | fields)
@@ -1006,11 +1008,12 @@ def test_what_it_offers_trains(place, tmp_path, fields):
 
 def test_triplets_leave_alone_what_distances_do_not_see(place):
     """All vectors moved alike: the gradient would be rounding errors, of which Adam makes steps."""
-    system = prepare(tiny_config(place, **FIELDS)).system
-    examples = prepare(tiny_config(place, **FIELDS)).examples["train"]
-    batch = system.training_examples(examples).batch(np.arange(8))
+    experiment = prepare(tiny_config(place, **FIELDS))
+    system = experiment.system
+    batch = system.training_examples(experiment.examples["train"]).batch(np.arange(8))
     params = moved_parameters(system.init, batch.utterances)
-    gradient = jax.grad(lambda p: system.triplets(p, batch, jax.random.key(0))[0])(params)
+    loss = lambda params: system.triplets(params, batch, jax.random.key(0))[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(params)
     norm = gradient["context"]["layer"]["norm_ffn"]
     assert not norm["bias"].any()
     assert norm["scale"].any()
