@@ -47,6 +47,7 @@ PAGES = [
     "CONTRIBUTING.md",
     *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
 ]
+EXTENDING = "docs/extending.md"
 # Pages that go on with what another one has made, as they say.
 GOES_ON = {"docs/predicting.md": "README.md"}
 SAMPLE = ROOT / "erc_jax" / "data" / "sample"
@@ -105,12 +106,16 @@ def places():
 
 
 @pytest.fixture
-def run_page(command, places, tmp_path_factory, monkeypatch):
-    """A function that runs a page, once; it returns the page's folder."""
+def run_page(request, command, places, tmp_path_factory, monkeypatch):
+    """A function that runs a page, once; it returns the page's folder.
 
-    def run(page, slow=False):
-        if (page, slow) in places:
-            return places[page, slow]
+    Slow blocks are run in their places where slow tests are, whichever test asks first.
+    """
+    slow = any(item.get_closest_marker("slow") for item in request.session.items)
+
+    def run(page):
+        if page in places:
+            return places[page]
         if page in GOES_ON:
             folder = run(GOES_ON[page])
         else:
@@ -124,10 +129,27 @@ def run_page(command, places, tmp_path_factory, monkeypatch):
                 write(folder / block.about, block.text)
             elif block.kind is None or (slow and block.kind == "slow"):
                 run_block(block, command, folder, variables)
-        places[page, slow] = folder
+        places[page] = folder
         return folder
 
     return run
+
+
+@pytest.fixture
+def plugin(places, tmp_path, monkeypatch):
+    """A function that registers a plugin of the extending page, and runs nothing else of it."""
+
+    def register(name):
+        write(tmp_path / f"{name}.py", file_of(EXTENDING, f"{name}.py"))
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.import_module(name)
+
+    return register
+
+
+def file_of(page, name):
+    (block,) = (block for block in blocks_of(page) if (block.kind, block.about) == ("file", name))
+    return block.text
 
 
 def write(path, text):
@@ -140,11 +162,11 @@ def furnish(folder):
     (folder / "erc_jax" / "data").mkdir(parents=True)
     (folder / "erc_jax" / "data" / "sample").symlink_to(SAMPLE)
     small_encoder(folder / "all-MiniLM-L6-v2", hidden_size=48)  # 16 heads divide it
-    small_encoder(
-        folder / "electra-base-discriminator",
-        model_type="electra",
-        embedding_size=BERT["hidden_size"],
-    )
+    small_electra(folder / "electra-base-discriminator")
+
+
+def small_electra(folder):
+    small_encoder(folder, model_type="electra", embedding_size=BERT["hidden_size"])
 
 
 def small_encoder(folder, **config):
@@ -177,7 +199,10 @@ def run_block(block, command, folder, variables):
             check_text(block)
 
 
-@pytest.mark.parametrize("page", PAGES)
+# That of extending trains three models.
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow) if p == EXTENDING else p for p in PAGES]
+)
 def test_what_can_be_run_runs(page, run_page):
     run_page(page)
 
@@ -188,7 +213,7 @@ SLOW_PAGES = [page for page in PAGES if any(block.kind == "slow" for block in bl
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW_PAGES)
 def test_what_takes_longer_runs(page, run_page):
-    run_page(page, slow=True)
+    run_page(page)
 
 
 # Blocks that are only checked.
@@ -336,9 +361,10 @@ def scores(folder, run):
     return json.loads((folder / "runs" / run / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_extending_page(run_page):
     """A corpus and a system that the page adds, without a change in the package."""
-    folder = run_page("docs/extending.md")
+    folder = run_page(EXTENDING)
     for run, name in (("tickets-own", "own"), ("tickets", "tickets")):
         content = scores(folder, run)
         assert content["run"]["corpus"]["name"] == name
@@ -355,7 +381,7 @@ def test_the_extending_page(run_page):
 
 @pytest.mark.slow
 def test_the_encoder_of_the_extending_page_is_trained_on(run_page):
-    folder = run_page("docs/extending.md", slow=True)
+    folder = run_page(EXTENDING)
     named, electra = (
         scores(folder, run)["run"]["encoder"] for run in ("tickets", "tickets-electra")
     )
@@ -363,9 +389,9 @@ def test_the_encoder_of_the_extending_page_is_trained_on(run_page):
     assert electra["sha256"] != named["sha256"]
 
 
-def test_the_corpus_of_the_extending_page_tells_mistakes_by_line(run_page, tmp_path):
-    folder = run_page("docs/extending.md")
-    table = (folder / "tickets.csv").read_text().splitlines()
+def test_the_corpus_of_the_extending_page_tells_mistakes_by_line(plugin, tmp_path):
+    plugin("tickets")
+    table = file_of(EXTENDING, "tickets.csv").splitlines()
     table[4] = table[4].replace(",2", ",7")
     (tmp_path / "tickets.csv").write_text("\n".join(table) + "\n")
     with pytest.raises(UserError, match=r"tickets\.csv:5: unknown mood '7'"):
@@ -373,13 +399,14 @@ def test_the_corpus_of_the_extending_page_tells_mistakes_by_line(run_page, tmp_p
 
 
 @pytest.mark.parity
-def test_the_encoder_of_the_extending_page_equals_transformers(run_page):
+def test_the_encoder_of_the_extending_page_equals_transformers(plugin, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import ElectraModel
 
-    folder = run_page("docs/extending.md") / "electra-base-discriminator"
-    ours = erc_jax.SentenceEncoder.from_pretrained(str(folder))
-    theirs = ElectraModel.from_pretrained(folder).eval()
+    plugin("electra")
+    small_electra(tmp_path / "encoder")
+    ours = erc_jax.SentenceEncoder.from_pretrained(str(tmp_path / "encoder"))
+    theirs = ElectraModel.from_pretrained(tmp_path / "encoder").eval()
     ids = np.random.default_rng(0).integers(5, 300, (2, 9))
     positions = np.broadcast_to(np.arange(9), ids.shape)
     hidden = ours.module.apply({"params": ours.params}, ids, np.ones_like(ids), positions)
