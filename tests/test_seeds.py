@@ -4,7 +4,6 @@ They are computed one after another ("unrolled"), as one ("vmapped"), or at the 
 different devices ("side by side"), of which there are two here, for three seeds.
 """
 
-import functools
 import json
 
 import numpy as np
@@ -17,10 +16,11 @@ from erc_jax.errors import UserError
 from erc_jax.steps import JointStep
 from erc_jax.train import train
 from tests.systems import test_sent_emo_context
-from tests.tiny import tiny_config
+from tests.tiny import EMOTION_ONLY, tiny_config
 
 SEEDS = 3
 FIELDS = {
+    **EMOTION_ONLY,
     **{"seeds": SEEDS, "log_every": 1, "model__dropout": 0.2},
     **{"train__epochs": 6, "train__patience": 1},
 }
@@ -131,19 +131,24 @@ def test_seeds_side_by_side_need_devices(place, tmp_path):
         train(config_of(place, seeds_together=1, mesh__seeds=2), tmp_path)
 
 
+def drawn_config(place, **fields):
+    """SentEmoContext, whose epochs have different objectives."""
+    two = {"seeds": 2, "log_every": 1}
+    return tiny_config(place, **test_sent_emo_context.FIELDS | two | fields)
+
+
+@pytest.fixture(scope="module")
+def drawn_apart(place):
+    train(drawn_config(place, seeds_together=1), place / "drawn apart")
+    return place / "drawn apart"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("in_a_row", [1, 2])
-def test_drawn_utterances_too(place, tmp_path, in_a_row):
-    """SentEmoContext, whose epochs have different objectives."""
-    make = functools.partial(
-        tiny_config, place, **test_sent_emo_context.FIELDS | {"seeds": 2, "log_every": 1}
-    )
-    train(make(seeds_together=1), tmp_path / "apart")
-    train(make(seeds_together=2, mesh__seeds=in_a_row), tmp_path / "together")
+def test_drawn_utterances_too(place, drawn_apart, tmp_path, in_a_row):
+    train(drawn_config(place, seeds_together=2, mesh__seeds=in_a_row), tmp_path)
     for seed in (0, 1):
-        here, alone = (
-            lines_of(tmp_path / name / "seeds" / str(seed)) for name in ("together", "apart")
-        )
+        here, alone = (lines_of(folder / "seeds" / str(seed)) for folder in (tmp_path, drawn_apart))
         assert [line["step"] for line in here] == [line["step"] for line in alone]
         losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
         np.testing.assert_allclose(*losses, rtol=1e-5)
