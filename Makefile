@@ -12,7 +12,7 @@ quickstart: $(VENV)/weights
 		--input erc_jax/data/sample/talk.jsonl --output runs/quickstart/talk_labelled.jsonl
 
 test: $(VENV)/weights $(VENV)/test-tools
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .

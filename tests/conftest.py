@@ -7,9 +7,11 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
+TESTS = Path(__file__).parent
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
 # Most of the tests' time is compilation, which takes half as long without LLVM's optimizations. CI
 # gives this flag another value for the comparisons with PyTorch: these are of what users run.
@@ -34,6 +36,25 @@ CACHE = os.environ["ERC_JAX_CACHE"] = tempfile.mkdtemp(prefix="erc_jax-tests-")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(CACHE, "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+# Several workers take files in this order: the longest come first, or one worker would end with
+# one of them alone.
+LONGEST = (
+    "test_processes.py",
+    "test_seeds.py",
+    "systems/test_sent_emo_context.py",
+    "test_docs.py",
+    "test_train.py",
+    "systems/test_response.py",
+    "test_export.py",
+    "systems/test_fmerl_runs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {TESTS / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def pytest_unconfigure():
