@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from erc_jax import finished
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import load_config
-from erc_jax.data.dialogue import parse_json, remove, write_whole
+from erc_jax.data.dialogue import remove, write_whole
 from erc_jax.data.features import save_features
 from erc_jax.data.labels import LabelSpace
 from erc_jax.encoders.hub import ENCODER, MODEL
@@ -44,7 +44,6 @@ from erc_jax.experiment import (
     load_description_encoder,
     load_encoder,
 )
-from erc_jax.metrics import best_of
 from erc_jax.sharding import make_mesh, replicated
 from erc_jax.systems import REFERENCE, Params, make_system
 
@@ -59,15 +58,10 @@ def seed_folders(config: ConfigDict, workdir: Path) -> list[tuple[int, Path]]:
 
 def best_run(config: ConfigDict, workdir: Path) -> Path:
     """The folder of the run that predicts: of several seeds, the best on the selection split."""
-    folders = seed_folders(config, workdir)
-    if len(folders) == 1:
+    if config.seeds == 1:
         return workdir
-    path = workdir / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the run of {config.seeds} seeds is not finished")
-    runs = parse_json(path.read_text(), str(path))["seeds"]
-    blocks = [run[config.train.select_on] for run in runs]
-    return folders[best_of(blocks, config.train.select_metric)][1]
+    run = finished.read_run(workdir)
+    return run.folders[run.predicting]
 
 
 def publish_best(config: ConfigDict, workdir: Path, splits: Iterable[str]) -> None:
