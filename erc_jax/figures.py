@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from erc_jax import metrics
 from erc_jax.clouds import rating_clouds
-from erc_jax.config import load_config
-from erc_jax.data.dialogue import VAD, decode, parse_json, read_bytes, text_lines
+from erc_jax.data.dialogue import VAD, parse_json, text_lines
 from erc_jax.drawing import confusion_matrices, label_histogram
 from erc_jax.errors import UserError
-from erc_jax.finished import damaged
+from erc_jax.finished import FinishedRun, damaged, read_run
 from erc_jax.progress import say
 from erc_jax.system_names import FMERL
-from erc_jax.workdir import best_run, seed_folders
 
 EARLY = "after the first epoch"
 
@@ -36,21 +33,16 @@ def run_figures(workdir: Path) -> list[Path]:
       arousal and dominance, or two of them, were learned.
 
     Raises:
-      UserError: the folder is no finished run, one of its files is damaged, or matplotlib is not
-        installed.
+      UserError: the folder is no finished run, its run replies, one of its files is damaged, or
+        matplotlib is not installed.
     """
-    config = load_config(workdir)  # says what is wrong with a folder that is no workdir
+    run = read_run(workdir)
+    if run.replies:
+        raise UserError(f"{workdir}: this run replies; figures are of runs that name emotions")
     path = workdir / "metrics.json"
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: the run is not finished; the command that started it goes on "
-            "from the last checkpoint"
-        )
-    content = parse_json(decode(read_bytes(path), str(path)), str(path))
+    names = run.emotions
     with damaged(str(path)):
-        corpus, seeds = content["run"]["corpus"], content["run"].get("seeds", [])
-        scored = {split: content[split] for split in content if split not in ("run", "seeds")}
-        names = list(next(iter(scored.values()))["per_class"])
+        corpus = run.facts["corpus"]
         if "neutral" not in corpus or any("emotions" not in s for s in corpus["splits"].values()):
             raise UserError(
                 f"{path} is of an earlier version, which did not count the labels; write it anew: "
@@ -62,14 +54,13 @@ def run_figures(workdir: Path) -> list[Path]:
         }
         confusions = {
             split: np.array(block["confusion"], np.int64).reshape(len(names), len(names))
-            for split, block in scored.items()
+            for split, block in run.blocks.items()
         }
-        folder = best_run(config, workdir)
-        seed = {run: seed for seed, run in seed_folders(config, workdir)}[folder]
-        epochs = {r["seed"]: r["best_epoch"] for r in content["run"].get("checkpoints", [])}
-    stages = _stages(config, workdir, folder, names, epochs.get(seed))
+        epochs = {r["seed"]: r["best_epoch"] for r in run.facts.get("checkpoints", [])}
+    stages = _stages(run, epochs.get(run.predicting))
 
-    of_seeds = f", sum of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    several = len(run.folders) > 1
+    of_seeds = f", sum of {len(run.folders)} seeds" if several else ""
     files = []
     for split, confusion in confusions.items():
         file = workdir / "figures" / f"confusion_{split}.png"
@@ -77,9 +68,9 @@ def run_figures(workdir: Path) -> list[Path]:
         files += confusion_matrices({"": confusion}, names, file, title)
     file = workdir / "figures" / "labels.png"
     files += label_histogram(counts, names, corpus["neutral"], file, f"{corpus['name']}: emotions")
-    title = f"{corpus['name']}, {config.train.select_on}"
-    if folder != workdir:
-        title += f", seed {seed}"
+    title = f"{corpus['name']}, {run.selected_on[0]}"
+    if several:
+        title += f", seed {run.predicting}"
     return files + _stage_figures(stages, names, workdir / "figures", title)
 
 
@@ -104,36 +95,37 @@ class _Predictions:
     scale: tuple[float, float] | None
 
 
-def _stages(
-    config: ConfigDict, workdir: Path, folder: Path, names: Sequence[str], epoch: int | None
-) -> dict[str, _Predictions]:
+def _stages(run: FinishedRun, epoch: int | None) -> dict[str, _Predictions]:
     """Predictions of the split that the checkpoint was chosen on, early and of that checkpoint.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      folder: the same or, of several seeds, the one that predicts.
-      names: the classes.
+      run: of several seeds, the one that predicts is taken.
       epoch: which was chosen, if that is known.
 
     Returns:
       Title to predictions; the early ones only where the run kept them; nothing where nothing is
       to be drawn of them.
     """
-    split = config.train.select_on
+    split, folder = run.selected_on[0], run.folders[run.predicting]
     early, best = folder / f"early_{split}.jsonl", folder / f"predictions_{split}.jsonl"
-    if not early.is_file() and not (config.system == FMERL and best.is_file()):
+    rates = run.facts["system"] == FMERL
+    if not early.is_file() and not (rates and best.is_file()):
         return {}
     if not best.is_file():
         raise UserError(
-            f"{best} is missing; write it anew: python -m erc_jax.main --workdir {workdir} "
+            f"{best} is missing; write it anew: python -m erc_jax.main --workdir {run.workdir} "
             f"--mode evaluate --split {split}"
         )
-    learned = config.fmerl.vad.dimensions if config.system == FMERL else ()
+    learned: Sequence[str] = ()
+    if rates:
+        with damaged(str(run.workdir / "config.json")):
+            learned = run.config["fmerl"]["vad"]["dimensions"]
     dimensions = [dimension for dimension in VAD if dimension in learned]
     chosen = "chosen checkpoint" + (f" (epoch {epoch})" if epoch else "")
     files = {EARLY: early, chosen: best} if early.is_file() else {chosen: best}
-    stages = {title: _read_predictions(file, names, dimensions) for title, file in files.items()}
+    stages = {
+        title: _read_predictions(file, run.emotions, dimensions) for title, file in files.items()
+    }
     first, last = next(iter(stages.values())), stages[chosen]
     if not np.array_equal(first.emotions, last.emotions) or first.dimensions != last.dimensions:
         raise UserError(

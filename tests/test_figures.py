@@ -20,6 +20,7 @@ from matplotlib.text import Annotation, Text
 from erc_jax.clouds import rating_clouds
 from erc_jax.drawing import confusion_matrices, label_histogram
 from erc_jax.figures import run_figures
+from tests.fabricated import change
 
 NAMES = ["neutral", "joy", "fear"]
 CONFUSION = np.array([[5, 1, 0], [2, 1200, 1], [0, 0, 0]])
@@ -57,11 +58,18 @@ def content():
     corpus = {"name": "own", "neutral": "neutral", "splits": splits}
     chosen = [{"seed": 0, "best_epoch": 4}, {"seed": 1, "best_epoch": 9}]
     worse = metrics.block(CONFUSION.T, NAMES, "neutral")
+    facts = {
+        "system": "mtl_erc_es",
+        "corpus": corpus,
+        "seeds": [0, 1],
+        "selected_on": "validation weighted_f1",
+        "checkpoints": chosen,
+    }
     return {
         "validation": block,
         "test": block,
         "seeds": [{"seed": 0, "validation": worse}, {"seed": 1, "validation": block}],
-        "run": {"corpus": corpus, "seeds": [0, 1], "checkpoints": chosen},
+        "run": facts,
     }
 
 
@@ -196,6 +204,12 @@ def test_no_finished_run(workdir):
         run_figures(workdir)
 
 
+def test_a_run_that_replies(workdir):
+    be_of(workdir, "response")
+    with pytest.raises(UserError, match="this run replies; figures are of runs that name emotions"):
+        run_figures(workdir)
+
+
 def without_counts(stored):
     del stored["run"]["corpus"]["splits"]["train"]["emotions"]
 
@@ -213,7 +227,7 @@ def with_words(stored):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("spoil", "message"),
     [
         (without_counts, "earlier version"),
         (without_scores, "damaged"),
@@ -221,10 +235,8 @@ def with_words(stored):
         (with_words, "damaged"),
     ],
 )
-def test_a_metrics_file_of_another_shape(change, message, workdir):
-    stored = content()
-    change(stored)
-    (workdir / "metrics.json").write_text(json.dumps(stored))
+def test_a_metrics_file_of_another_shape(spoil, message, workdir):
+    change(workdir / "metrics.json", spoil)
     with pytest.raises(UserError, match=message):
         run_figures(workdir)
     assert not (workdir / "figures").exists()
@@ -288,10 +300,12 @@ def rated(workdir):
 
 
 def learn(workdir, dimensions):
-    config = json.loads((workdir / "config.json").read_text())
-    config["system"] = "fmerl"
-    config["fmerl"]["vad"]["dimensions"] = dimensions
-    (workdir / "config.json").write_text(json.dumps(config))
+    change(workdir / "config.json", lambda c: c["fmerl"]["vad"].update(dimensions=dimensions))
+    be_of(workdir, "fmerl")
+
+
+def be_of(workdir, system):
+    change(workdir / "metrics.json", lambda content: content["run"].update(system=system))
 
 
 def drawn_as(figures, name, files):
@@ -305,8 +319,7 @@ def artists(axes, kind, label):
 
 def test_early_and_best_side_by_side(rated, drawn):
     """Also of a system that learns no ratings, though its corpus gives some."""
-    config = json.loads((rated / "config.json").read_text())
-    (rated / "config.json").write_text(json.dumps(config | {"system": "mtl_erc_es"}))
+    be_of(rated, "mtl_erc_es")
     for kind, predicted in (("early", "fear"), ("predictions", "joy")):
         said = [[("joy", None, predicted, None), *SAID[0][1:]], SAID[1]]
         save_predictions(rated / "seeds" / "1" / f"{kind}_validation.jsonl", said)
