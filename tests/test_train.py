@@ -316,7 +316,7 @@ def test_seeds_are_workdirs_of_their_own_and_the_best_predicts(place, run, tmp_p
         patched.setattr(train_module.Trainer, "fit_all", killed)
         with pytest.raises(KeyboardInterrupt):
             train(config, workdir)
-    with pytest.raises(UserError, match="the run of 2 seeds is not finished"):
+    with pytest.raises(UserError, match="the run is not finished"):
         Recognizer.from_pretrained(workdir)
     first = files_of(workdir / "seeds" / "0")
     content = train(config, workdir)
