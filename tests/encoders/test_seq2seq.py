@@ -183,7 +183,7 @@ def test_what_is_saved_is_loaded_again(new, folder, tmp_path):
 
 @pytest.mark.parity
 def test_transformers_loads_what_is_saved(new, folder):
-    tuned = jax.tree.map(lambda x: 2 * x + 0.01, new.params)
+    tuned = jax.tree.map(lambda x: x + 0.01, new.params)
     new.save_pretrained(folder, tuned)
     assert_transformers_agrees(Seq2Seq.from_pretrained(str(folder)), folder)
 
