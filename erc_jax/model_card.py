@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from erc_jax.data.corpora import corpus_card
 from erc_jax.data.dialogue import write_whole
 from erc_jax.encoders.hub import PUBLISHED
-from erc_jax.finished import FinishedRun, damaged, read_run
+from erc_jax.finished import FinishedRun, damaged, read_run, value_at
 from erc_jax.pages import environment
 from erc_jax.progress import duration
 from erc_jax.report_scores import class_parts, score_name, score_rows
@@ -93,6 +93,7 @@ def model_card(workdir: Path, *, exported: bool = False) -> str:
             system=system,
             paper=paper,
             encoder=_encoder(run),
+            reads=_reads(run),
             emotions=run.emotions,
             corpora=corpora,
             splits=list(run.blocks),
@@ -125,7 +126,7 @@ def _front_matter(run: FinishedRun, corpora: Sequence[Mapping[str, Any]]) -> str
         library_name="erc-jax",
         pipeline_tag=None if run.replies else "text-classification",
         tags=["emotion-recognition-in-conversation", run.facts["system"], "jax"],
-        base_model=_published_as(run.facts.get("encoder", {}).get("sha256")),
+        base_model=_published_as(_started_from(run)),
         model_name=_title(run),
         eval_results=[
             EvalResult(
@@ -146,15 +147,45 @@ def _front_matter(run: FinishedRun, corpora: Sequence[Mapping[str, Any]]) -> str
     return data.to_yaml()
 
 
-def _published_as(sha256: str | None) -> str | None:
+def _started_from(run: FinishedRun) -> Mapping[str, str] | None:
+    """Name and SHA-256 of the model that reads the texts; None where there was none before."""
+    if "modalities" in run.facts:  # the encoder's SHA-256 is that of feature files, too
+        text = run.facts["modalities"].get("text", {})
+        if "sha256" not in text:
+            return None
+        return {"name": text["extractor"], "sha256": text["sha256"]}
+    if run.replies and run.config.get("encoder") == "":  # from scratch
+        return None
+    return run.facts.get("encoder")
+
+
+def _published_as(encoder: Mapping[str, str] | None) -> str | None:
     """The hub's name of an encoder; of others a name does not tell whether it is a folder's."""
+    sha256 = encoder and encoder["sha256"]
     return next((name for name, known in PUBLISHED.items() if known.sha256 == sha256), None)
 
 
 def _encoder(run: FinishedRun) -> str:
     """Name and sum of what reads the texts; of a folder, its own name alone."""
-    encoder = run.facts.get("encoder")
+    encoder = _started_from(run)
     return f"{Path(encoder['name']).name} (SHA-256 {encoder['sha256'][:16]}…)" if encoder else ""
+
+
+def _reads(run: FinishedRun) -> str:
+    """What decides a label: its "conversation", its "utterance" alone, or "", where it is unknown."""
+    system = run.facts["system"]
+    if system not in SYSTEMS or run.replies:
+        return ""
+    if system == FINE_TUNING and value_at(run.config, "fine_tuning.context") == "none":
+        return "utterance"
+    if system == SENT_EMO_CONTEXT:
+        how = run.config["sent_emo_context"]
+        if how["network"] != "transformer":
+            return "utterance"
+        if how["context"] == "none":
+            # Another encoder may have learned to read an utterance in its dialogue.
+            return "utterance" if _published_as(_started_from(run)) else ""
+    return "conversation"
 
 
 def _protocol(run: FinishedRun) -> Iterator[tuple[str, str]]:

@@ -142,6 +142,63 @@ def test_a_run_that_replies(tmp_path):
     assert scores["E6: macro F1"] == "50.00"
 
 
+TO_ITS_END = "It reads a conversation to its end"
+ALONE = "It reads every utterance by itself"
+
+
+@pytest.mark.parametrize(
+    ("system", "config", "encoder", "said"),
+    [
+        ("mtl_erc_es", {}, MINILM, TO_ITS_END),
+        ("fine_tuning", {"fine_tuning": {"context": "dialogue"}}, MINILM, TO_ITS_END),
+        ("fine_tuning", {"fine_tuning": {"context": "none"}}, MINILM, ALONE),
+        ("sent_emo_context", ("transformer", "utterances"), MINILM, TO_ITS_END),
+        ("sent_emo_context", ("transformer", "dialogue_vector"), MINILM, TO_ITS_END),
+        ("sent_emo_context", ("transformer", "none"), MINILM, ALONE),
+        # An encoder that was fine-tuned here may read an utterance in its dialogue.
+        ("sent_emo_context", ("transformer", "none"), MINILM | {"sha256": "ab" * 32}, None),
+        ("sent_emo_context", ("mlp", "utterances"), MINILM | {"sha256": "ab" * 32}, ALONE),
+        ("of_a_plugin", {}, MINILM, None),
+    ],
+)
+def test_what_it_reads(tmp_path, system, config, encoder, said):
+    if system == "sent_emo_context":
+        config = {system: dict(zip(("network", "context"), config, strict=True))}
+    facts = {"system": system, "encoder": encoder}
+    text = model_card(make_run(tmp_path / "run", facts=facts, config=config))
+    assert [claim for claim in (TO_ITS_END, ALONE) if claim in text] == ([said] if said else [])
+
+
+@pytest.mark.parametrize("text", ["encoder", "features", None])
+def test_a_run_on_feature_files_starts_from_its_text_encoder_if_any(tmp_path, text):
+    """The encoder's SHA-256 is then that of all files together."""
+    described = {
+        "encoder": {"extractor": MINILM["name"], "sha256": MINILM["sha256"], "missing": {}},
+        "features": {"extractor": "RoBERTa", "version": "1", "width": 9, "missing": {}},
+    }
+    audio = {"extractor": "openSMILE", "version": "3", "width": 7, "missing": {}}
+    modalities = {"audio": audio} | ({"text": described[text]} if text else {})
+    name = MINILM["name"] if text == "encoder" else "feature files"
+    facts = {
+        "system": "fmerl",
+        "encoder": {"name": name, "sha256": "cd" * 32, "width": 7},
+        "modalities": modalities,
+    }
+    front, body = parts(model_card(make_run(tmp_path / "run", facts=facts)))
+    assert ("It starts from all-MiniLM-L6-v2 (SHA-256 53aa51172d142c89…)" in body) == (
+        text == "encoder"
+    )
+    assert ("It starts from" in body) == ("base_model" in front) == (text == "encoder")
+
+
+def test_a_model_from_scratch_starts_from_nothing(tmp_path):
+    encoder = {"name": "a model from scratch", "sha256": "ab" * 32, "width": 8}
+    facts = {"system": "response", "encoder": encoder}
+    for named, said in (("", False), ("facebook/bart-base", True)):
+        workdir = make_run(tmp_path / f"run{said}", facts=facts, config={"encoder": named})
+        assert ("It starts from" in model_card(workdir)) == said
+
+
 @pytest.mark.parametrize("name", CORPORA)
 def test_every_corpus_says_what_a_card_needs(name):
     card = corpus_card(name)
