@@ -172,7 +172,7 @@ def _encoder(run: FinishedRun) -> str:
 
 
 def _reads(run: FinishedRun) -> str:
-    """What decides a label: its "conversation", its "utterance" alone, or "", where it is unknown."""
+    """What decides a label: "conversation", "utterance" (alone), or "" where it is unknown."""
     system = run.facts["system"]
     if system not in SYSTEMS or run.replies:
         return ""
