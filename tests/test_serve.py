@@ -113,6 +113,8 @@ def test_the_api_is_described(client):
         assert name in schemas
     assert schemas["Utterance"]["properties"]["text"]["maxLength"] == 5_000
     assert schemas["Conversation"]["properties"]["utterances"]["maxItems"] == 500
+    health = api["paths"]["/health"]["get"]["description"]
+    assert "For more than 256 utterances at a time, and for replies," in health
     assert {"400", "408", "413", "415", "422", "429", "503"} <= set(
         api["paths"]["/predict"]["post"]["responses"]
     )

@@ -104,8 +104,7 @@ def main(argv: Sequence[str]) -> None:
             *load(args.workdir, args.respond, args.encoder),
             limits=limits,
             hosts=names,
-            # A call may take in one request too many, and rows are not full.
-            warm_up=calls(2 * limits.utterances_together),
+            warm_up=calls(limits.warmed_up),
         )
         if names is None:
             say(f"Anyone who can reach {host} on this port can use it: there is no password.")

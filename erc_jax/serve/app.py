@@ -73,6 +73,14 @@ class Limits:
     utterances_together: int = 128  # with more there are more lengths to compile for
     replies_together: int = 64
 
+    @property
+    def warmed_up(self) -> int:
+        """Utterances of a call, up to which all shapes are compiled for before anybody asks.
+
+        A call may take in one request too many, and rows are not full.
+        """
+        return 2 * self.utterances_together
+
 
 def make_app(
     recognizer: Predicts,
@@ -105,7 +113,7 @@ def make_app(
         batchers.append(replying)
     places = _Places(limits)
     page, page_headers = _page()
-    api = describe_api(limits.body_bytes)
+    api = describe_api(limits.body_bytes, limits.warmed_up)
     colours = _colours((about or {}).get("labels", ()))
 
     async def predict(request: Request) -> Response:

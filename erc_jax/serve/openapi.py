@@ -20,11 +20,12 @@ _SHIFT = {
 }
 
 
-def describe_api(body_bytes: int) -> dict[str, Any]:
+def describe_api(body_bytes: int, warmed_up: int) -> dict[str, Any]:
     """What GET /openapi.json answers.
 
     Args:
       body_bytes: the limit of a request's body.
+      warmed_up: utterances, up to which the model is compiled for before anybody asks.
     """
     _, schemas = models_json_schema(
         [(Conversation, "validation")], ref_template="#/components/schemas/{model}"
@@ -90,7 +91,9 @@ def describe_api(body_bytes: int) -> dict[str, Any]:
                     "operationId": "health",
                     "summary": "What is loaded, and the limits.",
                     "description": "While ready is false, the model is still being compiled for "
-                    "conversations of some lengths: the first of such a length waits for it.",
+                    "conversations of some lengths: the first of such a length waits for it. For "
+                    f"more than {warmed_up} utterances at a time, and for replies, it is compiled "
+                    "when they are first asked for, ready or not.",
                     "responses": {
                         "200": {"description": "The server works.", **_json(_ref("Health"))},
                         "503": {"description": "It works no more.", **_json(_ref("Health"))},
