@@ -1012,8 +1012,12 @@ def test_triplets_leave_alone_what_distances_do_not_see(place):
     system = experiment.system
     batch = system.training_examples(experiment.examples["train"]).batch(np.arange(8))
     params = moved_parameters(system.init, batch.utterances)
-    loss = lambda params: system.triplets(params, batch, jax.random.key(0))[0]  # noqa: E731
-    gradient = jax.jit(jax.grad(loss))(params)
+
+    @jax.jit
+    def loss(params, batch):
+        return system.triplets(params, batch, jax.random.key(0))[0]
+
+    gradient = jax.grad(loss)(params, batch)
     norm = gradient["context"]["layer"]["norm_ffn"]
     assert not norm["bias"].any()
     assert norm["scale"].any()
