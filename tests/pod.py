@@ -3,10 +3,9 @@
     python -m tests.pod CONFIG WORKDIR [HOST:PORT,PROCESSES,NUMBER]
 
 CONFIG is a config's JSON. Several configs, joined by commas, are run one after another, in folders
-named like their files. $HEARTBEAT_SECONDS is how long a process waits for a dead one.
+named like their files.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,15 +13,14 @@ from ml_collections import ConfigDict
 
 
 def run(names: str, workdir: str, how: str | None = None) -> None:
-    from erc_jax import processes, sharding
+    from erc_jax import sharding
     from erc_jax.config import load_config
     from erc_jax.errors import STOPPED_EXIT_CODE, Stopped
+    from erc_jax.processes import joined
     from erc_jax.train import train
 
     sharding.LEAST_SPLIT = 1  # models of tests have no large parameters
-    if seconds := os.environ.get("HEARTBEAT_SECONDS"):
-        processes.HEARTBEAT_SECONDS = int(seconds)
-    with processes.joined(how):
+    with joined(how):
         for name in names.split(","):
             config: ConfigDict = load_config(Path(name))
             try:

@@ -7,7 +7,6 @@ in every second one it is a run of two processes.
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -185,29 +184,16 @@ def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, trial):
     assert_ended_like(tmp_path / system, runs / kind / system)
 
 
-def wait_for(process, line):
-    """Reads what the process prints until a line begins like this."""
-    for printed in process.stdout:
-        if printed.startswith(line):
-            return
-
-
-@pytest.fixture(scope="module")
-def stopped(configs, tmp_path_factory):
-    """The folder of a run of two processes that were told to stop. Not to be changed."""
-    folder = tmp_path_factory.mktemp("stopped")
-    processes = start_two(configs / "whole" / "mtl_erc_es", folder)
-    wait_for(processes[0], "epoch 2")
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(runs, configs, tmp_path):
+    """A run of two processes is stopped; one device ends it, as if it had been its own."""
+    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    for line in processes[0].stdout:
+        if line.startswith("epoch 2"):
+            break
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [STOPPED_EXIT_CODE] * 2, outputs
-    return folder
-
-
-@pytest.mark.slow
-def test_another_number_of_processes_goes_on(runs, configs, stopped, tmp_path):
-    """One device ends the run of two processes, as if it had been its own."""
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     codes, outputs = finish([start(configs / "whole" / "mtl_erc_es", tmp_path, devices=1)])
     assert codes == [0], outputs
     assert "Going on from step" in outputs[0]
@@ -217,23 +203,17 @@ def test_another_number_of_processes_goes_on(runs, configs, stopped, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others(runs, configs, stopped, tmp_path, monkeypatch):
-    """And both, started again, end the run."""
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    with monkeypatch.context() as patched:
-        patched.setenv("HEARTBEAT_SECONDS", "15")
-        processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
-    wait_for(processes[0], "epoch")
+def test_a_process_that_dies_ends_the_others(configs, tmp_path):
+    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    for line in processes[0].stdout:
+        if line.startswith("epoch"):
+            break
     processes[1].kill()
     codes, outputs = finish(processes)
     # Whoever notices first: ours, with its own message, or the runtime, which aborts.
     assert codes[0] in (LOST_EXIT_CODE, -signal.SIGABRT)
     told = ("the processes lost each other", "another task died")
     assert any(message in outputs[0] for message in told), outputs[0]
-
-    codes, outputs = finish(start_two(configs / "whole" / "mtl_erc_es", tmp_path))
-    assert codes == [0, 0], outputs
-    assert_ended_like(tmp_path / "mtl_erc_es", runs / "2 processes" / "mtl_erc_es")
 
 
 # In this process
