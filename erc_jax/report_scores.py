@@ -119,7 +119,7 @@ def class_parts(run: FinishedRun, split: str) -> list[dict[str, Any]]:
             {
                 "title": f"Emotions, {split}",
                 "of": "emotion",
-                "rows": _per_class(block),
+                "rows": _per_class(block, len(run.folders)),
                 "matrices": [_matrix(block, over)],
             }
         )
@@ -135,13 +135,14 @@ def class_parts(run: FinishedRun, split: str) -> list[dict[str, Any]]:
     for head, of in block.get("heads", {}).items():
         if "per_class" in of:
             matrices = [_matrix(of, over)] if "confusion" in of else []
-            rows = _per_class(of)
+            rows = _per_class(of, len(run.folders))
             title = f"Head {head}, {split}"
             parts.append({"title": title, "of": "class", "rows": rows, "matrices": matrices})
     return parts
 
 
-def _per_class(block: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _per_class(block: Mapping[str, Any], n_seeds: int) -> list[tuple[str, ...]]:
+    """A row per class; of several seeds its utterances are counted once, as the split has them."""
     rows = []
     for name, scores in block["per_class"].items():
         # ``metrics.aggregate`` has them in a tree of their own, ``metrics.over_seeds`` beside each.
@@ -150,7 +151,7 @@ def _per_class(block: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{100 * scores[key]:.1f}" + (f" ± {100 * spreads[key]:.1f}" if key in spreads else "")
             for key in ("precision", "recall", "f1")
         ]
-        rows.append((name, *cells, f"{scores['support']:,.0f}"))
+        rows.append((name, *cells, f"{scores['support'] / n_seeds:,.0f}"))
     return rows
 
 

@@ -129,11 +129,12 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
     if "classifier" in block:
         console.print(f"The emotion is that of {block['classifier']}, as chosen on validation.")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in (f"{splits[-1]}: emotion", "precision", "recall", "F1", "support"):
+    for name in (f"{splits[-1]}: emotion", "precision", "recall", "F1", "utterances"):
         table.add_column(Text(name), no_wrap=True)
+    n_seeds = len(content.get("run", {}).get("seeds", [0]))  # the support is the sum over them
     for name, scores in block["per_class"].items():
         cells = [f"{scores[key]:.3f}" for key in ("precision", "recall", "f1")]
-        table.add_row(Text(name), *cells, str(scores["support"]))
+        table.add_row(Text(name), *cells, f"{scores['support'] / n_seeds:,.0f}")
     console.print(table)
     for dimension, scores in block.get("vad", {}).items():
         found = ", ".join(f"{name} {scores[name]:.3f}" for name in ("ccc", "pearson", "mse"))

@@ -44,15 +44,29 @@ def dialogues(seed=0, right=0.7, n=12):
     return records
 
 
+def counts(records):
+    """Confusion counts [M, C, C] of M dialogues."""
+    of_dialogues = []
+    for record in records:
+        pairs = [
+            [EMOTIONS.index(u["gold"]["emotion"]), EMOTIONS.index(u["emotion"])]
+            for u in record["utterances"]
+            if "gold" in u
+        ]
+        classes = np.array(pairs, int).reshape(-1, 2).T
+        of_dialogues.append(metrics.confusion(*classes, len(EMOTIONS)))
+    return np.stack(of_dialogues)
+
+
 def block(records):
-    pairs = [
-        [EMOTIONS.index(u["gold"]["emotion"]), EMOTIONS.index(u["emotion"])]
-        for record in records
-        for u in record["utterances"]
-        if "gold" in u
-    ]
-    counts = metrics.confusion(*np.array(pairs, int).reshape(-1, 2).T, len(EMOTIONS))
-    return metrics.block(counts, EMOTIONS, "neutral")
+    return metrics.block(counts(records).sum(axis=0), EMOTIONS, "neutral")
+
+
+def block_of(runs):
+    """The block of one run's records, or of several seeds', as training writes it."""
+    if len(runs) == 1:
+        return block(runs[0])
+    return metrics.aggregate(np.stack(list(map(counts, runs))), EMOTIONS, "neutral")
 
 
 def make_run(workdir, runs=None, *, splits=("validation", "test"), facts=(), config=()):
@@ -68,7 +82,7 @@ def make_run(workdir, runs=None, *, splits=("validation", "test"), facts=(), con
     runs = runs or {0: dialogues()}
     workdir.mkdir(parents=True)
     write(workdir / "config.json", CONFIG | dict(config))
-    content = {split: block(next(iter(runs.values()))) for split in splits}
+    content = {split: block_of(list(runs.values())) for split in splits}
     content["run"] = {
         "system": "mtl_erc_es",
         "corpus": {"name": "meld", "sha256": "c0ffee00c0ffee", "neutral": "neutral"},

@@ -70,6 +70,7 @@ def test_tables_are_whole(tmp_path):
     classes = table_rows(body, "### Emotions, test")
     assert [row[0].strip() for row in classes[2:]] == ["neutral", "joy", "anger"]
     assert {len(row) for row in classes} == {5}
+    assert sum(int(row[4]) for row in classes[2:]) == 12 * 6  # of the split, not of both seeds
     assert "the model in this folder | seed" in body
 
 

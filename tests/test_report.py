@@ -287,7 +287,15 @@ def test_classes_of_heads_have_their_spread(tmp_path):
     )
     *_, head = class_parts(read_run(workdir), "test")
     # Recall of joy: 3 of 4 and 4 of 4.
-    assert head["rows"][0] == ("joy", "70.0 ± 14.1", "87.5 ± 17.7", "77.8 ± 15.7", "8")
+    assert head["rows"][0] == ("joy", "70.0 ± 14.1", "87.5 ± 17.7", "77.8 ± 15.7", "4")
+
+
+def test_utterances_are_counted_once_whatever_the_seeds(tmp_path):
+    one = read_run(make_run(tmp_path / "one", {0: dialogues(1)}))
+    three = read_run(make_run(tmp_path / "three", {seed: dialogues(seed) for seed in (1, 2, 3)}))
+    found = [[row[-1] for row in class_parts(run, "test")[0]["rows"]] for run in (one, three)]
+    assert found[0] == found[1]
+    assert sum(map(int, found[0])) == 12 * 6
 
 
 def test_answers_of_a_chat_model(tmp_path):

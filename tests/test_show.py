@@ -97,15 +97,16 @@ def test_scores():
     assert ["validation", "emotion", "0.7500", "0.7000", "0.6000", "0.5000"] in rows
     assert ["test", "emotion", "0.7500", "0.7000", "0.6000", "0.4321", "0.5000"] in rows
     assert ["test", "sentiment", "0.8125", "0.7000", "0.6000", "0.5000"] in rows
-    assert ["joy", "0.100", "0.200", "0.300", "1234"] in rows
+    assert ["joy", "0.100", "0.200", "0.300", "1,234"] in rows
     assert "nothing about real conversations" in text.replace("\n", " ")
 
 
 def test_scores_of_several_seeds():
     mirror = {"accuracy": 0.0123, "weighted_f1": 0.01, "macro_f1": 0.01, "mcc": 0.02}
     several = scores(std=mirror, interval={name: [0.1, 0.9] for name in mirror})
-    text = shown(show_scores, {"test": several, "seeds": [{"seed": 0}, {"seed": 1}]}, width=120)
+    text = shown(show_scores, {"test": several, "run": {"seeds": [0, 1]}}, width=120)
     assert "0.7500 ± 0.0123" in text
+    assert "617" in text  # utterances of the split; 1234 are those of both seeds
     assert "interval" not in text
     assert "synthetic" not in text
 
