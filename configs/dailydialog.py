@@ -30,13 +30,12 @@ from erc_jax.config import (
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment.
 
-    Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, ``fmerl`` and
-    ``sent_emo_context`` are other systems, ``sent_emo_context_paper`` is the latter's paper's and
-    ``direct``, ``direct_six``, ``isolated_mlp`` and ``isolated_lstm`` are its baselines.
+    Variants: ``paper`` is the paper's recipe, ``encoder`` fine-tunes an encoder, ``fmerl``,
+    ``response`` and ``sent_emo_context`` are other systems, ``sent_emo_context_paper`` is the
+    latter's paper's and ``direct``, ``direct_six``, ``isolated_mlp`` and ``isolated_lstm`` are its
+    baselines. ``response`` has options after commas: ``response,tasks=R+E6+E2,size=tiny``.
     """
-    check_variant(
-        variant.partition(",")[0], ("paper", "encoder", "fmerl", "response", *SENT_EMO_CONTEXT)
-    )
+    check_variant(variant, ("paper", "encoder", "fmerl", "response", *SENT_EMO_CONTEXT))
     config = base_config()
     config.data.name = "dailydialog"
     config.train.select_metric = "micro_f1_no_neutral"  # what the paper's table compares

@@ -120,6 +120,7 @@ def generate(
     decoding: Decoding,
     special: SpecialTokens,
     key: jax.Array | None = None,
+    places: jax.Array | None = None,
 ) -> Generated:
     """Texts that answer source texts. Compiles once per shape of source and decoding.
 
@@ -131,6 +132,7 @@ def generate(
       decoding: how to generate.
       special: numbers of the start, end and padding tokens.
       key: PRNG key of sampling; a row's draws depend on it and the row's place only.
+      places: int32 [R], the rows' places among all texts, where these are more; else 0, 1, 2, …
 
     Raises:
       UserError: the model has fewer positions than a source or a text has tokens.
@@ -144,8 +146,11 @@ def generate(
                 f"a {what} {length} tokens, but the model has positions for {longest}; "
                 "shorten sources, or lower the decoding's max_length"
             )
-    key = key if decoding.sample else None
-    return _generate(module, decoding, special, params, source, source_mask, key)
+    keys = None
+    if decoding.sample:
+        places = jnp.arange(len(source)) if places is None else places
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+    return _generate(module, decoding, special, params, source, source_mask, keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -156,7 +161,7 @@ def _generate(
     params: Any,
     source: jax.Array,
     source_mask: jax.Array,
-    key: jax.Array | None,
+    keys: jax.Array | None,
 ) -> Generated:
     apply: Any = functools.partial(module.apply, {"params": params})
     cross = apply(apply(source, source_mask, method="encode"), method="cross")
@@ -176,7 +181,7 @@ def _generate(
     is_real = source_mask.any(1)
     if beams > 1:
         return _search(read, caches, is_real, decoding, special)
-    return _walk(read, caches, is_real, decoding, special, key)
+    return _walk(read, caches, is_real, decoding, special, keys)
 
 
 class _Search(NamedTuple):
@@ -302,9 +307,9 @@ def _walk(
     is_real: jax.Array,
     decoding: Decoding,
     special: SpecialTokens,
-    key: jax.Array | None,
+    keys: jax.Array | None,
 ) -> Generated:
-    """Greedy search or, with a key, sampling: one hypothesis a row."""
+    """Greedy search or, with keys [R], sampling: one hypothesis a row."""
     rows, length = is_real.shape[0], decoding.new_tokens
     ancestors = jnp.zeros((rows, 1, length), jnp.int32)
 
@@ -315,12 +320,10 @@ def _walk(
         position, is_open = state.position, state.is_open
         logits, caches = read(state.history[:, :, position], position, state.caches, ancestors)
         choose: Choose = functools.partial(largest, count=1)
-        if key is not None:
-            here = jax.random.fold_in(key, position)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(here, jnp.arange(rows))
+        if keys is not None:
             choose = functools.partial(
                 draw,
-                keys=keys,
+                keys=jax.vmap(jax.random.fold_in, (0, None))(keys, position),
                 top_k=decoding.top_k,
                 top_p=decoding.top_p,
                 temperature=decoding.temperature,

@@ -19,7 +19,7 @@ from erc_jax.errors import UserError
 from erc_jax.experiment import Experiment, prepare, to_arrays
 from erc_jax.facts import run_facts, selection_facts
 from erc_jax.few_shot import episodes
-from erc_jax.model_card import write_model_card
+from erc_jax.model_card import has_ended, write_model_card
 from erc_jax.predictor import Predictor
 from erc_jax.progress import say
 from erc_jax.scoring import make_scorer, metrics_file, result_of, split_scores
@@ -60,6 +60,11 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     trained = runs[0][2]
     if isinstance(experiment, Experiment):
         _check_same_labels(config, experiment, trained, workdir)
+    elif experiment.corpus.heads != trained.labels:
+        raise UserError(
+            f"{experiment.corpus.name}: the heads' classes are {experiment.corpus.heads} here and "
+            f"{trained.labels} in {workdir}; see config.data.source"
+        )
     if split == "train" and trained.system.learns_space:
         say("Note: on the training split, nearest neighbours find the utterances themselves")
     # What describes the emotions may have changed since; the run's system has what it learned from.
@@ -70,14 +75,13 @@ def evaluate_split(workdir: Path, split: str, overrides: Mapping[str, Any]) -> d
     chosen = [selection_facts(seed, run.selection, config) for seed, _, run in runs]
     facts = run_facts(config, experiment, chosen)
     path = workdir / "metrics.json"
-    is_finished = path.is_file()
-    if is_finished:
+    if has_ended(workdir):
         # Only training knows how long it took, and on what.
         before = parse_json(path.read_text(), str(path))["run"]
         facts |= {key: before[key] for key in ("checkpoints", "seconds", "devices")}
     content = metrics_file(workdir, scorer.tasks, {split: results}, facts)
     publish_best(config, workdir, [split])
-    if is_finished:
+    if has_ended(workdir):
         write_model_card(workdir)
     return {split: content[split], "run": facts}
 

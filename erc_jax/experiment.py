@@ -139,6 +139,13 @@ def _corpus(config: ConfigDict) -> Corpus:
         neutral=data.neutral,
         keep_unlabelled=data.keep_unlabelled,
     )
+    if len(corpus.labels.emotions) < 2:
+        raise UserError(
+            f"{corpus.name}: {len(corpus.labels.emotions)} different emotions in the training "
+            'split; expected two or more, as "emotion" of its utterances'
+        )
+    if corpus.labels.neutral is None:
+        say("Note: no neutral emotion is given: the ..._no_neutral metrics are left out")
     descriptions = known_descriptions()
     if data.annotation:
         annotation = load_annotation(Path(config.data.annotation).expanduser())
@@ -302,6 +309,13 @@ def _check_fields_of_systems(config: ConfigDict) -> None:
             f"model.dtype is {config.model.dtype}; runs of {config.system} have a field of their "
             f"own for this: {config.system}.dtype"
         )
+    if config.system == RESPONSE:
+        for field in (
+            "train.class_weights",
+            *("data.leave_out_neutral", "data.neutral", "data.keep_unlabelled"),
+        ):
+            if there[field] != unchanged[field]:
+                raise UserError(f"{field} is not for runs of response; leave the field out")
     if config.zero_shot.unseen and config.init_from:
         raise UserError(
             f"zero_shot.unseen with init_from: {config.init_from} may have seen "

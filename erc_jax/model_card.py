@@ -67,6 +67,11 @@ def write_model_card(workdir: Path) -> None:
     write_whole(workdir / FILE, model_card(workdir))
 
 
+def has_ended(workdir: Path) -> bool:
+    """Whether training has ended there, of which the card is the last file."""
+    return (workdir / FILE).is_file()
+
+
 def model_card(workdir: Path, *, exported: bool = False) -> str:
     """The card's text.
 

@@ -113,6 +113,8 @@ def prepare_replies(
         if not counts["splits"]["train"]:
             what = "pairs of turns" if task == GENERATION else "labels"
             raise UserError(f"{counts['corpus']}: no {what} in the training split, for task {task}")
+    for note in dict.fromkeys(note for corpus in corpora.of.values() for note in corpus.notes):
+        say(f"Note: {note}")
     encoder = _load_encoder(config, corpora)
     if encoder_sha256 not in (None, encoder.sha256):
         raise UserError(
@@ -257,11 +259,12 @@ class ReplyScorer:
             seen = self._seen(split)
             if seen.any():
                 kept = [pair for pair, is_seen in zip(pairs, seen, strict=True) if not is_seen]
-                scores["without_seen"] = {
-                    "pairs": len(kept),
-                    "perplexity": _perplexity(nll[~seen]),
-                    **_text_scores(kept),
-                }
+                if kept:
+                    scores["without_seen"] = {
+                        "pairs": len(kept),
+                        "perplexity": _perplexity(nll[~seen]),
+                        **_text_scores(kept),
+                    }
         return SplitResult({}, scores)
 
     def _without_replies(self, params: Params, split: str, nll: np.ndarray) -> dict[str, Any]:
@@ -270,14 +273,26 @@ class ReplyScorer:
         scores: dict[str, Any] = {}
         if GENERATION in experiment.corpus.of:
             scores["perplexity"] = _perplexity(nll)
-        heads = {}
-        for task, classes in experiment.corpus.heads.items():
-            of_task = experiment.examples[split].of_task(task)
-            predicted = self._predictor.run(experiment.system.classify, params, of_task)
-            found = predicted[task].argmax(-1)
-            confusion = metrics.confusion(of_task.labels[task], found, len(classes))
-            heads[task] = metrics.block(confusion, classes, None)
+        heads = {task: self._head(params, split, task) for task in experiment.corpus.heads}
         return scores | ({"heads": heads} if heads else {})
+
+    def _head(self, params: Params, split: str, task: str) -> dict[str, Any]:
+        """Scores of a classification head, with those on texts that training has not seen."""
+        experiment = self._experiment
+        classes = experiment.corpus.heads[task]
+        examples = experiment.examples[split].of_task(task)
+        found = self._predictor.run(experiment.system.classify, params, examples)[task].argmax(-1)
+        seen = seen_in_training(experiment.corpus.of[task], split)[examples.dialogue_of]
+
+        def block(kept: np.ndarray) -> dict[str, Any]:
+            truth = examples.labels[task][kept]
+            counts = metrics.confusion(truth, found[kept], len(classes))
+            return metrics.block(counts, classes, None)
+
+        scores = block(np.full(len(seen), True))
+        if seen.any() and not seen.all():
+            scores["without_seen"] = block(~seen) | {"texts": int((~seen).sum())}
+        return scores
 
     def _nll(self, params: Params, split: str) -> np.ndarray:
         """Negative log-likelihood and tokens of each response, float32 [pairs, 2]."""

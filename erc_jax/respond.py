@@ -101,10 +101,12 @@ class Responder:
         """
         if isinstance(given, str | Dialogue | Mapping):
             return self.respond([given], seed)[0]
+        if not isinstance(given, Sequence):
+            raise UserError(f"{given!r} is neither a text nor a conversation, nor a list of these")
         parsed = [_conversation(one) for one in given]
         if not parsed:
             return []
-        last = [Dialogue(d.id, d.utterances[-1:]) for d in parsed]
+        last = [_last_turn(dialogue) for dialogue in parsed]
         answers: list[dict[str, Any]] = [{} for _ in parsed]
         if self.system.replies:
             for answer, beams in zip(answers, self._beams(last, seed), strict=True):
@@ -199,3 +201,17 @@ def _conversation(given: str | Dialogue | Mapping[str, Any]) -> Dialogue:
     if isinstance(given, str):
         return Dialogue("utterance", (Utterance("A", given),))
     return given if isinstance(given, Dialogue) else Dialogue.from_json(given)
+
+
+def _last_turn(dialogue: Dialogue) -> Dialogue:
+    """The utterance that is replied to.
+
+    Raises:
+      UserError: there is none, or it is empty.
+    """
+    if not dialogue.utterances or not dialogue.utterances[-1].text.strip():
+        raise UserError(
+            f"dialogue {dialogue.id}, utterance {len(dialogue.utterances)}: the text is empty; "
+            "expected words to reply to"
+        )
+    return Dialogue(dialogue.id, dialogue.utterances[-1:])

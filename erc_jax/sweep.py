@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from erc_jax.config import check_same_run, save_config
 from erc_jax.data.dialogue import parse_json, write_whole
 from erc_jax.errors import UserError
+from erc_jax.model_card import has_ended
 from erc_jax.progress import say
 from erc_jax.system_names import RESPONSE
 from erc_jax.train import train
@@ -47,7 +48,7 @@ def sweep(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
       written to sweep.json after every run.
 
     Raises:
-      UserError: the system is another, or the workdir holds another sweep.
+      UserError: the system is another, or the workdir, or a run's folder, holds something else.
     """
     if config.system != RESPONSE:
         raise UserError(f"sweep is for runs of response; this one is of {config.system}")
@@ -57,9 +58,8 @@ def sweep(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     for number, (tasks, weights) in enumerate(PAPER, start=1):
         name = "-".join([tasks, *(f"{task}_{weight:g}" for task, weight in weights.items())])
         say(f"\n{name}: run {number} of {len(PAPER)}")
-        content = _finished(workdir / name) or train(
-            _config(config, tasks, weights), workdir / name
-        )
+        of_run = _config(config, tasks, weights)
+        content = _finished(of_run, workdir / name) or train(of_run, workdir / name)
         test = content["test"]
         row: dict[str, Any] = {"tasks": tasks}
         row["weights"] = ", ".join(f"{task} {weight:g}" for task, weight in weights.items())
@@ -76,14 +76,19 @@ def _config(config: ConfigDict, tasks: str, weights: Mapping[str, float]) -> Con
     alone = config.copy_and_resolve_references()
     alone.sweep = ""
     alone.response.tasks = tasks
-    for task, weight in weights.items():
-        alone.weights[task] = weight
+    for task in tasks.split("+"):
+        alone.weights[task] = weights.get(task, 1.0)
     return alone
 
 
-def _finished(workdir: Path) -> dict[str, Any] | None:
-    """What metrics.json of a finished run holds."""
-    path = workdir / "metrics.json"
-    if not path.is_file():
+def _finished(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+    """What metrics.json of a finished run holds; None of one that is to go on.
+
+    Raises:
+      UserError: the folder holds a run of another config.
+    """
+    check_same_run(config, workdir)
+    if not has_ended(workdir):
         return None
+    path = workdir / "metrics.json"
     return parse_json(path.read_text(), str(path))

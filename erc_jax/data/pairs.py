@@ -51,6 +51,7 @@ class TextBatch:
       target_tokens: int32 [G, R, T], the same among the targets.
       real: bool [G, R], whether there is a pair.
       ids: int32 [G, R], the pair's place in the whole batch, whichever its block.
+      items: int32 [G, R], the pair's number in the split.
       labels: in classification, the task to int32 [G, R], UNLABELLED (-1) where there is no label.
       usual_length: float32 [G], the mean number of tokens of all the split's targets of this task.
       task: its name; static, so that a step is compiled for each task.
@@ -64,6 +65,7 @@ class TextBatch:
     target_tokens: Array
     real: Array
     ids: Array
+    items: Array
     labels: Mapping[str, Array]
     usual_length: Array
     task: str = struct.field(pytree_node=False)
@@ -279,11 +281,14 @@ class TextExamples:
         source, source_mask, source_tokens = tokens_of(self._sources, self._source_width)
         target, target_mask, target_tokens = tokens_of(self._targets, self._target_width)
         real = np.arange(count) < len(chosen)
+
+        def in_place(values: np.ndarray, fill: int) -> np.ndarray:
+            """int32 [G, R] of the chosen pairs' values."""
+            return in_blocks(np.append(values, [fill] * (count - len(chosen))).astype(np.int32))
+
         labels = {}
         if task in self.labels:
-            of_task = np.full(count, UNLABELLED, np.int32)
-            of_task[: len(chosen)] = self.labels[task][chosen]
-            labels[task] = in_blocks(of_task)
+            labels[task] = in_place(self.labels[task][chosen], UNLABELLED)
         return TextBatch(
             source=source,
             source_mask=source_mask,
@@ -292,7 +297,8 @@ class TextExamples:
             source_tokens=source_tokens,
             target_tokens=target_tokens,
             real=in_blocks(real),
-            ids=in_blocks(np.where(real, np.arange(count), 0).astype(np.int32)),
+            ids=in_place(np.arange(len(chosen)), 0),
+            items=in_place(chosen, 0),
             labels=labels,
             usual_length=np.full(n_blocks, self._usual_length[task], np.float32),
             task=task,

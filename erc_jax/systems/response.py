@@ -7,8 +7,9 @@ classify (tasks E…), both read the utterance, and the task's head reads the de
 utterance's end (equation 2), as BART's own sequence classifier does. Each mini-batch is of one task
 (MT-DNN), whose loss is multiplied by the task's weight.
 
-Departures from the paper: the loss of a mini-batch is the mean over its tokens, or its utterances,
-as in fairseq's recipe that the paper points at; the published text writes a sum.
+Departures from the paper: the published text writes the loss as a sum. Here a mini-batch that
+classifies has the mean over its utterances, and one that replies the sum over its tokens, divided
+by its replies times a reply's mean length: the mean over tokens, but for how long its replies are.
 
 Shapes: G blocks of R rows, L source tokens, T target tokens, K beams, C classes.
 """
@@ -195,9 +196,10 @@ class Response(System):
             self.decoding,
             self._special,
             key,
+            jnp.reshape(batch.items, -1),
         )
-        places = batch.real.shape
+        blocks = batch.real.shape
         return {
-            "tokens": generated.tokens.reshape(*places, -1),
-            "scores": generated.scores.reshape(*places, -1),
+            "tokens": generated.tokens.reshape(*blocks, -1),
+            "scores": generated.scores.reshape(*blocks, -1),
         }

@@ -52,7 +52,7 @@ class Corpus:
       sha256: of the source files and of an annotation, hex; the same for the same files, wherever
         they lie.
       synthetic: the conversations were made up, so that scores say nothing about real ones.
-      notes: what the user should be told, once.
+      notes: what the user should be told of its files, once.
       features: split to modality to the features that come with the corpus, if any do.
       annotation: what is known of the annotation that ratings come from, if they do.
     """
@@ -206,10 +206,6 @@ def load_corpus(
     splits, emotions = prepare(builder, f"source_{options[:16]}", files, keep_unlabelled, cache)
     labels = LabelSpace(emotions, neutral or builder.NEUTRAL, polarity or builder.POLARITY)
     notes = [f"{note}; scores may not be comparable" for note in builder.differing(sums)]
-    if labels.polarity is None:
-        notes.append("no polarity of the emotions is given: sentiment and shift are left out")
-    if labels.neutral is None:
-        notes.append("no neutral emotion is given: the ..._no_neutral metrics are left out")
     features = builder.feature_tables(files)
     return Corpus(name, splits, labels, sha256, builder.SYNTHETIC, tuple(notes), features)
 

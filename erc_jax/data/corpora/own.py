@@ -7,7 +7,6 @@ from importlib.resources.abc import Traversable
 
 from erc_jax.data.corpora.base import DialogueBuilder
 from erc_jax.data.dialogue import iter_dialogues
-from erc_jax.errors import UserError
 
 
 class Own(DialogueBuilder):
@@ -36,9 +35,4 @@ class Own(DialogueBuilder):
             for utterance in dialogue.utterances
             if utterance.emotion is not None
         }
-        if len(emotions) < 2:
-            raise UserError(
-                f"{train}: {len(emotions)} different emotions in the train split; expected two or "
-                'more, as "emotion" of its utterances'
-            )
         return sorted(emotions)

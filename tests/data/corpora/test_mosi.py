@@ -267,8 +267,7 @@ def test_the_real_corpus(real):
     assert counts["test"] == (285, 467)
     assert corpus.splits["validation"][0].id == "ob23OKe5a9Q"
     assert corpus.splits["validation"][-1].id == "zhpQhgha_KU"
-    # These are the published files; there is no neutral emotion.
-    assert corpus.notes == ("no neutral emotion is given: the ..._no_neutral metrics are left out",)
+    assert corpus.notes == ()  # these are the published files
 
 
 @pytest.mark.slow
