@@ -184,6 +184,18 @@ def _show_reply_scores(console: Console, blocks: Mapping[str, Mapping[str, Any]]
         console.print(table)
 
 
+# Of the table of a sweep: score to its column, which has to be narrow, and its digits.
+SWEEP_COLUMNS = {
+    "perplexity": ("perpl.", 2),
+    "bleu": ("BLEU", 2),
+    "distinct_1": ("dist-1", 4),
+    "distinct_2": ("dist-2", 4),
+    "average_length": ("length", 2),
+    "E6_accuracy": ("E6 acc.", 4),
+    "E6_macro_f1": ("E6 F1", 4),
+}
+
+
 def show_sweep(rows: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
     """Prints the table of a sweep.
 
@@ -192,10 +204,16 @@ def show_sweep(rows: Sequence[Mapping[str, Any]], console: Console | None = None
       console: where to; standard output by default.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), no_wrap=True)
+    for name in ("tasks", "weights"):
+        table.add_column(name, overflow="fold")
+    for name, _ in SWEEP_COLUMNS.values():
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        scores = (
+            "" if row[score] is None else f"{row[score]:.{digits}f}"
+            for score, (_, digits) in SWEEP_COLUMNS.items()
+        )
+        table.add_row(row["tasks"], row["weights"], *scores)
     (console or Console()).print(table)
 
 

@@ -344,7 +344,6 @@ class Trainer:
         there = {"labels": meta["labels"], **meta["encoder"]}
         for what, of in (
             ("labels", "emotions, their descriptions or their scale"),
-            ("heads", "the tasks and their classes"),
             ("descriptions", "the encoder of descriptions"),
         ):
             mine, its = (_of_descriptions(record.get(what)) for record in (here, there))

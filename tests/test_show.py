@@ -7,7 +7,7 @@ from rich.console import Console
 from erc_jax import metrics
 from erc_jax.compare import compare
 from erc_jax.drawing import COLOURS
-from erc_jax.show import show_comparison, show_conversation, show_scores
+from erc_jax.show import show_comparison, show_conversation, show_scores, show_sweep
 from tests.fabricated import dialogues, make_run
 
 
@@ -194,3 +194,18 @@ def test_a_comparison(tmp_path):
     assert "± " in text
     assert f"only B right {found.pairs[0].only_second}" in text
     assert "corrected" not in text  # of a single pair there is nothing to correct
+
+
+def test_a_sweep_fits_a_terminal():
+    scores = {"perplexity": 31.234, "bleu": 2.5, "distinct_1": 0.0512, "distinct_2": 0.3012}
+    scores |= {"average_length": 11.23, "E6_accuracy": 0.4912, "E6_macro_f1": 0.3123}
+    untrained = {"E6_accuracy": None, "E6_macro_f1": None}  # R has no head
+    rows = [
+        {"tasks": "R", "weights": "", **scores, **untrained},
+        {"tasks": "R+E6+E2+E12", "weights": "E6 0.33, E2 0.33, E12 0.33", **scores},
+    ]
+    text = shown(show_sweep, rows, width=80)
+    assert "…" not in text
+    assert "None" not in text
+    for cell in ("R+E6+E2+E12", "31.23", "2.50", "0.0512", "0.3012", "11.23", "0.4912", "0.3123"):
+        assert cell in text

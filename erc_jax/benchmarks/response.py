@@ -132,47 +132,51 @@ def bytes_of_search(config: BartConfig) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", choices=tuple(PAIRS), default="train")
+    parser.add_argument("--task", choices=tuple(PAIRS), help="one of them; else both, in turn")
     parser.add_argument("--encoder", default="", help="another BART, name or folder")
     parser.add_argument("--dropout", type=float, default=0.0, help="of hidden states, in training")
     parser.set_defaults(pairs=None)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    args.pairs = args.pairs or PAIRS[args.task]
     if args.encoder:
         folder, _ = hub.find_model(args.encoder, part=hub.MODEL, files=FILES)
-        return _run(args, folder)
+        return _tasks(args, folder)
     with tempfile.TemporaryDirectory() as made:
         # In a process that ends: whoever holds an accelerator would keep others from it.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context) as pool:
             pool.submit(functools.partial(write_model, Path(made), **BASE)).result()
-        return _run(args, Path(made))
+        return _tasks(args, Path(made))
 
 
-def _run(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _tasks(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return {task: _task(args, task, folder) for task in ([args.task] if args.task else PAIRS)}
+
+
+def _task(args: argparse.Namespace, task: str, folder: Path) -> dict[str, Any]:
+    pairs = args.pairs or PAIRS[task]
     file = folder / "config.json"
     config = BartConfig.from_json(read_json(file), str(file))
     options: dict[str, Any] = {"encoder": str(folder), "n_batches": args.batches}
     what, warm_up = "searching for replies", 1
-    if args.task == "train":
+    if task == "train":
         options |= {"dropout": args.dropout}
         what, warm_up = f"training, dropout {args.dropout:g}", args.batches
-    ours, peer = (f"{module}:{args.task}_cases" for module in (OURS, PEER))
+    ours, peer = (f"{module}:{task}_cases" for module in (OURS, PEER))
     with harness.two_sides(ours, peer, options, args.threads) as sides:
-        peak = sides.peak(args.pairs)
-        times = sides.measure(args.task, args.pairs, warm_up)
-    needed = flops(config, args.task)
+        peak = sides.peak(pairs)
+        times = sides.measure(task, pairs, warm_up)
+    needed = flops(config, task)
     record = harness.report(
         f"{args.encoder or 'BART-base'}, {what}, batches of {ROWS} pairs of {LENGTH} tokens",
         "tokens",
-        {args.task: times},
-        {args.task: harness.Work([ROWS * LENGTH] * args.pairs, [needed] * args.pairs)},
+        {task: times},
+        {task: harness.Work([ROWS * LENGTH] * pairs, [needed] * pairs)},
         peak,
         args.threads,
     )
-    if args.task == "generate":
+    if task == "generate":
         record["cases"]["generate"] |= _rates_of_reading(bytes_of_search(config), times)
     return record
 

@@ -197,9 +197,10 @@ def run(tmp_path, arguments):
 def test_the_benchmark_runs(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     monkeypatch.setattr(response, "BASE", TINY)
-    trained = run(tmp_path, "--dropout 0.1")
-    assert trained["cases"]["train"]["ratio"] > 0
-    written = run(tmp_path, f"--task generate --encoder {folder}")["cases"]["generate"]
+    both = run(tmp_path, "--dropout 0.1")
+    assert list(both) == ["train", "generate"]
+    assert both["train"]["cases"]["train"]["ratio"] > 0
+    written = run(tmp_path, f"--task generate --encoder {folder}")["generate"]["cases"]["generate"]
     assert written["ratio"] > 0
     for side in ("ours", "torch"):
         assert f"{side}_gigabytes_per_second" in written
