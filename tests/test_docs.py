@@ -1,9 +1,9 @@
 """Every fenced block of the README and of docs/ does what it says, or is at least understood.
 
-The blocks of a page are run from top to bottom in a folder of the page's own. A comment in the line
-before a fence changes that:
+The blocks of a page are run from top to bottom in a folder of the page's own. What stands before a
+fence changes that:
 
-<!-- file: NAME -->      the block is written to this file; a later block uses it
+`NAME`:                  a line of its own: the block is written to this file; a later block uses it
 <!-- not run: WHY -->    it needs what no test has: its commands are only checked
 <!-- slow: WHY -->       the same, but for the slow tests, which run it
 
@@ -55,7 +55,7 @@ MADE = {"exported/predict.py"}  # programs that commands of the pages write
 # What the shell of a reader does, and a test need not.
 TRUSTED = {"cd", "deactivate", "hf", "mkdir", "source", "unset"}
 FENCE = re.compile(
-    r"^(?:<!-- (?P<kind>file|not run|slow): (?P<about>[^>]+?) -->\n)?"
+    r"^(?:`(?P<file>[^`\n]+)`:\n\n|<!-- (?P<kind>not run|slow): (?P<about>[^>]+?) -->\n)?"
     r"^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -63,7 +63,8 @@ FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    kind: str | None  # "file", "not run", "slow", or None: it is run
+    file: str | None  # where it is written, in place of being run
+    kind: str | None  # "not run", "slow", or None: it is run
     about: str | None
     language: str
     text: str
@@ -73,12 +74,15 @@ class Block:
 def blocks_of(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = [
-        Block(*found.group("kind", "about", "language", "text")) for found in FENCE.finditer(text)
+        Block(*found.group("file", "kind", "about", "language", "text"))
+        for found in FENCE.finditer(text)
     ]
     assert text.count("```") == 2 * len(blocks), f"{page}: a fence is malformed"
     assert text.count("<!--") == sum(block.kind is not None for block in blocks), (
         f"{page}: a comment stands before no fence, or is none of {__doc__}"
     )
+    named = re.findall(r"^`([^`\n]+)`:$", text, re.MULTILINE)
+    assert named == [block.file for block in blocks if block.file], f"{page}: names of no block"
     return blocks
 
 
@@ -125,8 +129,8 @@ def run_page(request, command, places, tmp_path_factory, monkeypatch):
         monkeypatch.syspath_prepend(folder)
         variables = {}
         for block in blocks_of(page):
-            if block.kind == "file":
-                write(folder / block.about, block.text)
+            if block.file:
+                write(folder / block.file, block.text)
             elif block.kind is None or (slow and block.kind == "slow"):
                 run_block(block, command, folder, variables)
         places[page] = folder
@@ -148,7 +152,7 @@ def plugin(places, tmp_path, monkeypatch):
 
 
 def file_of(page, name):
-    (block,) = (block for block in blocks_of(page) if (block.kind, block.about) == ("file", name))
+    (block,) = (block for block in blocks_of(page) if block.file == name)
     return block.text
 
 
@@ -219,6 +223,12 @@ def test_what_takes_longer_runs(page, run_page):
 # Blocks that are only checked.
 
 
+def test_the_readme_activates_every_environment_that_it_makes():
+    for block in blocks_of("README.md"):
+        if "make quickstart" in block.text or "-m venv" in block.text:
+            assert "source .venv/bin/activate" in block.text
+
+
 class Parsed(Exception):
     """The command was understood; it is not to be carried out."""
 
@@ -238,8 +248,8 @@ def test_what_is_not_run_is_understood(page, command, places, monkeypatch, tmp_p
         raise Parsed
 
     for block in blocks_of(page):
-        if block.kind == "file":
-            write(tmp_path / block.about, block.text)
+        if block.file:
+            write(tmp_path / block.file, block.text)
         if block.kind not in ("not run", "slow"):
             continue
         assert block.about.strip()
