@@ -59,6 +59,15 @@ def test_the_page_in_a_browser(page, tmp_path):
         page.find(".emotion").send_keys(Keys.ESCAPE)
         assert not chances.is_displayed()
 
+        # The times of a chat log are no names, nor JSON; what has a colon may be an address.
+        for log in ("10:31 Ann: We won!\n10:32:07 Bo: see http://x.y", "[10:31] Ann: We won!"):
+            label(log)
+            page.until(lambda: page.texts(".emotion"))
+            said = ["Ann: We won!", "Bo: see http://x.y"]
+            assert page.texts(".said") == said[: len(log.splitlines())]
+        label("Ann: We won!\nBo: Oh: that's nice.\n\nAnn: I lost the cup.")
+        page.until(lambda: len(page.texts(".emotion")) == 3)
+
         # It goes on, and an earlier label changes.
         page.find("#speaker").send_keys("Bo")
         page.find("#said").send_keys("Just kidding.", Keys.ENTER)
@@ -80,6 +89,8 @@ def test_the_page_in_a_browser(page, tmp_path):
         # Mistakes are told in words: the page's own, the server's, the model's.
         for text, reason in (
             ("Ann: a\nnobody said this", "Line 2: expected a name, a colon"),
+            ("Ann: a\nsee http://x.y", "Line 2: expected a name, a colon"),
+            ('[{"id": "d"}]', "“utterances”: is missing"),
             ('{"id": "d"}', "“utterances”: is missing"),
             ('{"utterances": [\n', "is not JSON"),
             ("Ann: This is too long.", "too long for this model"),
