@@ -28,8 +28,8 @@ return Math.min(...sizes.filter((size) => size > 0), 99);
 
 @contextlib.contextmanager
 def chromium():
-    """A page; skips the test where there is no browser."""
-    webdriver = pytest.importorskip("selenium.webdriver")
+    """A page; skips the test where there is no browser, which .ci/run finds by these words."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no browser: install selenium")
     programs = (
         shutil.which("chromium") or shutil.which("google-chrome"),
         shutil.which("chromedriver"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CI = Path(__file__).parents[1] / ".ci" / "run"
-NO_BROWSER = "SKIPPED [6] tests/browser.py:38: no browser: install Debian's packages"
+NO_BROWSER = "SKIPPED [4] tests/test_pages.py:137: no browser: install Debian's packages"
 PROGRAMS = {
     "make": """\
 mkdir -p "$VENV/bin"
