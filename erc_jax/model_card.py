@@ -99,6 +99,7 @@ def model_card(workdir: Path, *, exported: bool = False) -> str:
             paper=paper,
             encoder=_encoder(run),
             reads=_reads(run),
+            files=_files(run),
             emotions=run.emotions,
             corpora=corpora,
             splits=list(run.blocks),
@@ -191,6 +192,12 @@ def _reads(run: FinishedRun) -> str:
             # Another encoder may have learned to read an utterance in its dialogue.
             return "utterance" if _published_as(_started_from(run)) else ""
     return "conversation"
+
+
+def _files(run: FinishedRun) -> list[str]:
+    """The modalities without which nothing is predicted: of a run that reads no texts."""
+    modalities = run.facts.get("modalities", {})
+    return [] if _started_from(run) else list(modalities)
 
 
 def _protocol(run: FinishedRun) -> Iterator[tuple[str, str]]:

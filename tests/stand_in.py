@@ -29,6 +29,7 @@ ABOUT = {
     },
     "vad_scale": None,
     "encoder": "words",
+    "without": ["audio"],
     "commit": None,
     "responder": {"classes": {}},
 }

@@ -190,6 +190,8 @@ def test_a_run_on_feature_files_starts_from_its_text_encoder_if_any(tmp_path, te
         text == "encoder"
     )
     assert ("It starts from" in body) == ("base_model" in front) == (text == "encoder")
+    # Without a text to read, the shown call gives features.
+    assert ("features=features" in body) == (text != "encoder")
 
 
 def test_a_model_from_scratch_starts_from_nothing(tmp_path):

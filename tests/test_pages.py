@@ -36,6 +36,7 @@ def test_the_page_in_a_browser(page, tmp_path):
         page.resize(1280)
         page.driver.get(f"{HOST}:{port}/")
         page.until(lambda: "stand_in" in page.find("#model").text)
+        assert "learned from audio, and labels here without" in page.find("#model").text
         page.check_layout()
         page.shoot(tmp_path / "empty-1280.png")
 

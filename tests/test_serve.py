@@ -12,20 +12,25 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 import erc_jax
+from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.drawing import COLOURS
+from erc_jax.encoders.multimodal import FileModality, MultimodalEncoder
 from erc_jax.errors import UserError
+from erc_jax.predict import Recognizer
 from erc_jax.serve import http, warm_up
-from erc_jax.serve.__main__ import load, main
+from erc_jax.serve.__main__ import about_run, load, main
 from erc_jax.serve.app import Limits, make_app
 from tests.stand_in import ABOUT, HOST, StandIn, listening, wait_until
 from tests.test_predict import untrained
@@ -431,7 +436,6 @@ def test_a_warm_up_that_fails_is_no_end(caplog):
 
 def test_the_warm_up_meets_all_shapes_of_its_size():
     import jax
-    import numpy as np
 
     met = []
     for dialogues in warm_up.calls(64):
@@ -634,6 +638,27 @@ def test_an_address_of_ipv6_is_asked_by_its_name_in_a_url():
 @pytest.fixture(scope="module")
 def workdir(place):
     return untrained(place, place / "run", **EMOTION_ONLY)
+
+
+def test_a_run_that_reads_no_texts_is_not_served(monkeypatch, tmp_path):
+    made = FileModality("a program", "1", np.zeros(3), np.ones(3))
+    files = {"visual": made, "audio": made}
+    loaded = types.SimpleNamespace(encoder=MultimodalEncoder(None, files, sha256="x"))
+    monkeypatch.setattr(Recognizer, "from_pretrained", lambda *args, **options: loaded)
+    with pytest.raises(UserError, match=r"visual, audio from feature files and no texts, .*audio="):
+        load(tmp_path, None, None)
+
+
+def test_what_a_run_does_without_is_said(monkeypatch, tmp_path):
+    audio = FileModality("a program", "1", np.zeros(3), np.ones(3))
+    text = types.SimpleNamespace(name="words", folder=Path(), width=4, sha256="y")
+    encoder = MultimodalEncoder(text, {"audio": audio}, sha256="x")
+    monkeypatch.setattr("erc_jax.config.load_config", lambda workdir: base_config())
+    labels = {"emotions": ["joy"], "polarity": None}
+    monkeypatch.setattr("erc_jax.workdir.best_meta", lambda workdir: {"labels": labels})
+    about = about_run(tmp_path, types.SimpleNamespace(encoder=encoder))
+    assert about["without"] == ["audio"]
+    assert about_run(tmp_path, types.SimpleNamespace(encoder=text))["without"] == []
 
 
 @pytest.mark.slow

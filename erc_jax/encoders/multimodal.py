@@ -186,8 +186,9 @@ class MultimodalEncoder:
                 say(f"Note: {missing:,} of {total} utterances have no {name}")
         if self.files and not any(there.any() for there in present.values()):
             raise UserError(
-                f"none of the {where} utterances has any of the features that the model reads, "
-                f"{', '.join(self.files)}; --features {min(self.files)}=FILE gives some"
+                f"none of the {f'{where} utterances'.strip()} has any of the features that the "
+                f"model reads, {', '.join(self.files)}; --features {min(self.files)}=FILE gives "
+                "some"
             )
         return Modalities(features, present)
 

@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,14 @@ def about_run(workdir: Path, recognizer: Any) -> dict[str, Any]:
         "polarity": labels["polarity"],
         "vad_scale": labels.get("vad_scale"),
         "encoder": Path(recognizer.encoder.name).name,  # where it lies is nobody's business
+        "without": list(_files_of(recognizer)),
         "commit": commit_of_code(),
     }
+
+
+def _files_of(recognizer: Any) -> Mapping[str, Any]:
+    """The modalities that come from feature files, which nobody sends to a server."""
+    return getattr(recognizer.encoder, "files", {})
 
 
 def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any, Any, dict]:
@@ -49,6 +55,12 @@ def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any,
 
     say(f"Loading {workdir} …")
     recognizer = Recognizer.from_pretrained(workdir, encoder=encoder)
+    if (files := _files_of(recognizer)) and recognizer.encoder.text is None:
+        raise UserError(
+            f"{workdir}: this run reads {', '.join(files)} from feature files and no texts, which "
+            "are all that is sent to a server; label with python -m erc_jax.main --mode predict "
+            f"--features {min(files)}=FILE, or serve a run that reads texts"
+        )
     about = about_run(workdir, recognizer)
     responder = None
     if respond is not None:

@@ -184,7 +184,15 @@ _ANSWERS: dict[str, Any] = {
     "Health": {
         "type": "object",
         "required": ["status", "ready"],
-        "properties": {"status": {"enum": ["ok", "failed"]}, "ready": {"type": "boolean"}},
+        "properties": {
+            "status": {"enum": ["ok", "failed"]},
+            "ready": {"type": "boolean"},
+            "without": {
+                "type": "array",
+                "description": "What the model also learned from, and does here without: audio, …",
+                "items": {"type": "string"},
+            },
+        },
     },
     "Problem": {
         "type": "object",
