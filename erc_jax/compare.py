@@ -135,7 +135,7 @@ def compare(workdirs: Sequence[Path], split: str = "test") -> Comparison:
     counts, labelled = {}, {}
     for letter, run in runs.items():
         counts[letter], _ = seed_counts(run, split)
-        labelled[letter] = read_predictions(predictions_file(run, split), emotions)
+        labelled[letter] = _labelled(predictions_file(run, split), emotions)
     first, *others = labelled
     for other in others:
         _check_same_utterances(
@@ -224,7 +224,7 @@ def seed_counts(run: FinishedRun, split: str) -> tuple[np.ndarray, list[str]]:
     n_classes = len(run.emotions)
     for seed in run.folders:
         file = predictions_file(run, split, seed)
-        conversations = read_predictions(file, run.emotions)
+        conversations = _labelled(file, run.emotions)
         found = [conversation.id for conversation in conversations]
         if of_seeds and found != ids:
             raise UserError(
@@ -239,6 +239,23 @@ def seed_counts(run: FinishedRun, split: str) -> tuple[np.ndarray, list[str]]:
                     of_dialogue[number[turn.true], number[turn.predicted]] += 1
         of_seeds.append(counts)
     return np.stack(of_seeds), ids
+
+
+def _labelled(path: Path, emotions: Sequence[str]) -> list[Conversation]:
+    """Reads predictions of a run that names an emotion for every utterance.
+
+    Raises:
+      UserError: it does not, or the file is damaged.
+    """
+    conversations = read_predictions(path, emotions)
+    for conversation in conversations:
+        for place, turn in enumerate(conversation.turns, start=1):
+            if turn.predicted is None:
+                raise UserError(
+                    f"{path}: damaged (dialogue {conversation.id}, turn {place} has no emotion); "
+                    "restore the file, or write it anew with --mode evaluate"
+                )
+    return conversations
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

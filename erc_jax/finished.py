@@ -116,13 +116,15 @@ def read_run(workdir: Path) -> FinishedRun:
     with damaged(str(path)):
         facts = content["run"]
         blocks = {split: dict(content[split]) for split in content if split not in ("run", "seeds")}
+        emotions = list(next(iter(blocks.values())).get("per_class", {}))
+        _check_corpus(facts["corpus"], emotions)
         seeds = [int(seed) for seed in facts.get("seeds", [0])]
         run = FinishedRun(
             workdir=workdir,
             config=config,
             facts={"system": facts["system"], "corpus": facts["corpus"], **facts},
             blocks=blocks,
-            emotions=list(next(iter(blocks.values())).get("per_class", {})),
+            emotions=emotions,
             folders=seed_folders(workdir, seeds),
             predicting=seeds[0],
         )
@@ -131,6 +133,13 @@ def read_run(workdir: Path) -> FinishedRun:
         split, metric = run.selected_on
         best = best_of([of_seed[split] for of_seed in content["seeds"]], metric)
         return dataclasses.replace(run, predicting=seeds[best])
+
+
+def _check_corpus(corpus: Mapping[str, Any], emotions: Sequence[str]) -> None:
+    if not isinstance(corpus["name"], str):
+        raise ValueError("the corpus has no name")
+    if corpus.get("neutral") not in (None, *emotions):
+        raise ValueError(f"the neutral emotion {corpus['neutral']!r} is none of the classes")
 
 
 def seed_folders(workdir: Path, seeds: Sequence[int]) -> dict[int, Path]:
@@ -165,11 +174,17 @@ def read_predictions(path: Path, emotions: Sequence[str]) -> list[Conversation]:
     Raises:
       UserError: a line is damaged; the message names it.
     """
-    conversations = []
+    conversations: list[Conversation] = []
+    first: Mapping[str, float] | None = None  # ratings of the first utterance
     for where, line in text_lines(path):
         record = parse_json(line, where)
         with damaged(where):
             turns = [_turn(utterance, emotions) for utterance in record["utterances"]]
+            for turn in turns:
+                first = turn.vad if first is None else first
+                if turn.vad.keys() != first.keys():
+                    here, there = (", ".join(vad) or "nothing" for vad in (turn.vad, first))
+                    raise ValueError(f"vad is of {here}; of the first utterance it is of {there}")
             scale = record.get("vad_scale")
             low_high = (float(scale[0]), float(scale[1])) if scale else None
             conversations.append(Conversation(str(record["id"]), turns, low_high))
@@ -182,7 +197,9 @@ def _turn(utterance: Mapping[str, Any], emotions: Sequence[str]) -> Turn:
     if unknown := {predicted, true} - {None, *emotions}:
         raise ValueError(f"emotion {unknown.pop()!r} is none of {', '.join(emotions)}")
     probabilities = {name: float(p) for name, p in utterance.get("probabilities", {}).items()}
-    if probabilities and (predicted not in probabilities or sum(probabilities.values()) > 1.01):
+    shares = probabilities.values()
+    # What is not a number is not at most 1.01.
+    if shares and not (predicted in probabilities and min(shares) >= 0 and sum(shares) <= 1.01):
         raise ValueError("probabilities are not those of the emotions")
     return Turn(
         speaker=str(utterance["speaker"]),
@@ -190,9 +207,19 @@ def _turn(utterance: Mapping[str, Any], emotions: Sequence[str]) -> Turn:
         true=true,
         predicted=predicted,
         probabilities=probabilities,
-        vad={name: float(value) for name, value in utterance.get("vad", {}).items()},
-        rated={name: float(value) for name, value in (gold.get("vad") or {}).items()},
+        vad=_ratings(utterance.get("vad")),
+        rated=_ratings(gold.get("vad")),
     )
+
+
+def _ratings(record: Mapping[str, Any] | None) -> dict[str, float]:
+    ratings = {name: float(value) for name, value in (record or {}).items()}
+    if not all(map(math.isfinite, ratings.values())):
+        raise ValueError("vad is no number")
+    return ratings
+
+
+LOGGED = ("epoch", "loss", "utterances_per_second")  # numbers, where a record has them
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -200,14 +227,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
     A killed run may have left half a line at the end, and a run from elsewhere no file; what cannot
     be read is left out.
+
+    Raises:
+      UserError: a number is none, or not finite; training logs no such.
     """
     path = folder / "metrics.jsonl"
     records = []
-    for line in path.read_text(errors="replace").split("\n") if path.is_file() else ():
+    lines = path.read_text(errors="replace").split("\n") if path.is_file() else ()
+    for number, line in enumerate(lines, start=1):
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
+                with damaged(f"{path}:{number}"):
+                    for name in LOGGED:
+                        if not math.isfinite(record.get(name, 0)):
+                            raise ValueError(f"{name} is {record[name]}")
     return records
 
 

@@ -15,6 +15,7 @@ from erc_jax.finished import value_at
 WANG = "Wang and Mine (2023)"
 SEC = "Gendron and Guibon, SEC"
 FMERL = "FMERL"
+IDE = "Ide and Kawahara (2021)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Published:
       system: a name in ``erc_jax.systems``.
       corpus: its name.
       metric: where the run's own score stands in a split's block of metrics.json, dotted.
-      value: in percent, as it is printed.
+      value: as it is printed: in percent, where it is a share.
       where: paper and table.
       fields: of the config, dotted, that a run must have for the figure to be of the same thing.
     """
@@ -76,10 +77,18 @@ HELD_OUT = {  # FMERL, Table 2: accuracy and F1 on the unseen utterances alone, 
     ("iemocap", "happy"): (36.81, 27.32, 58.38, 57.30),
     ("meld", "fear"): (11.86, 21.21, 61.38, 60.30),
 }
+REPLIES = {  # Replies, Table 2: tasks to BLEU, distinct-1, distinct-2, average length
+    "R": (32.35, 5.87, 30.48, 14.12),
+    "R+E6": (32.29, 5.93, 30.48, 14.12),
+}
+REPLY_HEADS = {("R+E6", "E6"): (64.32, 56.53)}  # Table 4: tasks and head to accuracy, macro F1
 
 _ZERO_SHOT = tuple(
     f"zero_shot.{name}" for name in ("unseen_recall", "unseen_f1_subset", "accuracy", "weighted_f1")
 )
+_REPLY_SCORES = ("bleu", "distinct_1", "distinct_2", "average_length")
+_BLEU = "; of which program it does not say, so that it cannot be compared"
+_REPLY_CORPORA = {"R": "dailydialog", "R+E6": "dailydialog+tec"}
 _TRIPLETS = {"sent_emo_context.network": "transformer", "sent_emo_context.context": "utterances"}
 _DIRECT = {
     "sent_emo_context.network": "transformer",
@@ -153,6 +162,30 @@ PUBLISHED = (
         Published("fmerl", corpus, metric, value, f"{FMERL}, Table 2", {"zero_shot.unseen": unseen})
         for (corpus, unseen), row in HELD_OUT.items()
         for metric, value in zip(_ZERO_SHOT, row, strict=True)
+    ),
+    *(
+        Published(
+            "response",
+            _REPLY_CORPORA[tasks],
+            metric,
+            value,
+            f"{IDE}, Table 2{_BLEU if metric == 'bleu' else ''}",
+            {"response.tasks": tasks},
+        )
+        for tasks, row in REPLIES.items()
+        for metric, value in zip(_REPLY_SCORES, row, strict=True)
+    ),
+    *(
+        Published(
+            "response",
+            _REPLY_CORPORA[tasks],
+            f"heads.{head}.{metric}",
+            value,
+            f"{IDE}, Table 4",
+            {"response.tasks": tasks},
+        )
+        for (tasks, head), row in REPLY_HEADS.items()
+        for metric, value in zip(("accuracy", "macro_f1"), row, strict=True)
     ),
 )
 

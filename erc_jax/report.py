@@ -77,7 +77,7 @@ def write_report(workdir: Path) -> Path:
     write_page(
         path,
         "report.html.j2",
-        title=f"{run.facts['system']} on {run.facts['corpus'].get('name', '?')}",
+        title=f"{run.facts['system']} on {run.facts['corpus']['name']}",
         made_from=str(workdir),
         emotions=run.emotions,
         split=split,
@@ -114,8 +114,8 @@ def _facts(run: FinishedRun) -> list[tuple[str, str]]:
     """What the scores are scores of."""
     facts, corpus = run.facts, run.facts["corpus"]
     rows = [("system", facts["system"])]
-    named = [corpus.get("name"), f"SHA-256 {corpus['sha256'][:8]}" if "sha256" in corpus else None]
-    rows.append(("corpus", ", ".join(filter(None, named)) or "see the settings"))
+    digest = f", SHA-256 {corpus['sha256'][:8]}" if "sha256" in corpus else ""
+    rows.append(("corpus", corpus["name"] + digest))
     for split, of_split in corpus.get("splits", {}).items():
         sizes = [f"{of_split[k]:,} {k}" for k in ("dialogues", "utterances") if k in of_split]
         rows.append((split, ", ".join(sizes)))

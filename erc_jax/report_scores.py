@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from erc_jax import charts
 from erc_jax.data.dialogue import VAD
-from erc_jax.finished import FinishedRun, read_log, value_at
+from erc_jax.finished import FinishedRun, damaged, read_log, value_at
 from erc_jax.metrics import LOWER_IS_BETTER, SCORE_NAMES
 from erc_jax.published import published
 
@@ -82,15 +83,9 @@ def _cell(block: Mapping[str, Any], path: str) -> str:
 def score_rows(run: FinishedRun) -> list[tuple[str, ...]]:
     """A row per score, a cell per split."""
     heads = {head: None for block in run.blocks.values() for head in block.get("heads", {})}
-    paths = {**PLAIN_SCORES, **REPLY_SHARES, **SCORES} | {
-        f"heads.{head}.{metric}": f"{head}: {SCORES[metric]}"
-        for head in heads
-        for metric in ("accuracy", "macro_f1")
-    }
-    rows = [
-        (name, *(_cell(block, path) for block in run.blocks.values()))
-        for path, name in paths.items()
-    ]
+    paths = [*PLAIN_SCORES, *REPLY_SHARES, *SCORES]
+    paths += [f"heads.{head}.{metric}" for head in heads for metric in ("accuracy", "macro_f1")]
+    rows = [(_name(path), *(_cell(block, path) for block in run.blocks.values())) for path in paths]
     return [row for row in rows if any(row[1:])]
 
 
@@ -98,15 +93,24 @@ def paper_rows(run: FinishedRun) -> list[tuple[str, str, str, str]]:
     """A row per score of the paper: its name, this run's, the paper's, and where that stands."""
     block = run.blocks.get("test", {})
     rows = []
-    for figure in published(run.facts["system"], run.facts["corpus"].get("name", ""), run.config):
+    for figure in published(run.facts["system"], run.facts["corpus"]["name"], run.config):
         if value_at(block, figure.metric) is None:
             continue
-        task, _, rest = figure.metric.partition(".per_class.")
-        name = SCORES.get(figure.metric) or (
-            f"{TASKS[task]}: F1 of {rest.removesuffix('.f1').replace('_', ' ')}"
+        rows.append(
+            (_name(figure.metric), _cell(block, figure.metric), figure.printed, figure.where)
         )
-        rows.append((name, _cell(block, figure.metric), figure.printed, figure.where))
     return rows
+
+
+def _name(path: str) -> str:
+    """How a score is called that stands at a path: an own name, or one by task and class."""
+    task, _, rest = path.partition(".per_class.")
+    if task in TASKS:
+        return f"{TASKS[task]}: F1 of {rest.removesuffix('.f1').replace('_', ' ')}"
+    if path.startswith("heads."):
+        _, head, metric = path.split(".")
+        return f"{head}: {SCORES[metric]}"
+    return {**PLAIN_SCORES, **REPLY_SHARES, **SCORES}.get(path, path)
 
 
 def class_parts(run: FinishedRun, split: str) -> list[dict[str, Any]]:
@@ -173,10 +177,11 @@ def learning_curves(run: FinishedRun) -> list[tuple[Any, str]]:
     losses, scores = [], []
     for seed, folder in run.folders.items():
         records, main = read_log(folder), seed == run.predicting
-        points = [(r["step"], r["loss"]) for r in records if isinstance(r.get("loss"), float)]
+        points = [(r["step"], r["loss"]) for r in records if "loss" in r]
         losses.append(charts.Curve(f"seed {seed}", points, main))
         found = [(r["epoch"], value_at(r, f"{split}.{metric}")) for r in records if "epoch" in r]
-        points = [(epoch, float(score_text(v, metric))) for epoch, v in found if v is not None]
+        with damaged(str(folder / "metrics.jsonl")):
+            points = [(epoch, float(score_text(v, metric))) for epoch, v in found if v is not None]
         scores.append(
             charts.Curve(f"seed {seed}", points, main, chosen.get(seed) if main else None)
         )
@@ -192,7 +197,8 @@ def learning_curves(run: FinishedRun) -> list[tuple[Any, str]]:
             f"{split} {score_name(metric)}, by which the checkpoint is chosen.{dot}",
         ),
     ):
-        if values := [y for curve in curves if curve.main for _, y in curve.points]:
+        # A perplexity may be infinite at first.
+        if values := [y for c in curves if c.main for _, y in c.points if math.isfinite(y)]:
             description = f"From {values[0]:.4g} to {values[-1]:.4g}."
             drawn.append((charts.curves(name, description, curves, axes), caption))
     return drawn

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from erc_jax import Responder
+from erc_jax.published import REPLIES, REPLY_HEADS
 
 RUNS = ("R", "R+E6")
-# The paper: BLEU, distinct-1, distinct-2, average length (Table 2); accuracy and F1 (Table 4).
-PAPER = {"R": (32.35, 5.87, 30.48, 14.12), "R+E6": (32.29, 5.93, 30.48, 14.12)}
-PAPER_HEAD = (64.32, 56.53)
 # None of them is from a corpus.
 UTTERANCES = (
     "I lost my keys again.",
@@ -41,15 +39,14 @@ def main(runs: Path) -> None:
             print(f"| {run} | {split} | {columns(block)} |")
             if left := block.get("without_seen"):
                 print(f"| {run} | {split}, {left['pairs']:,} unseen pairs | {columns(left)} |")
-        bleu, *diversity, length = PAPER[run]
-        shown = " | ".join(f"{value:.2f}" for value in (bleu, *diversity, length))
+        shown = " | ".join(f"{value:.2f}" for value in REPLIES[run])
         print(f"| {run}, paper | test | | {shown} |")
 
     print("\n| E6 of R+E6 | accuracy | macro F1 |\n|---|---|---|")
     for split in ("validation", "test"):
         head = contents["R+E6"][split]["heads"]["E6"]
         print(f"| {split} | {100 * head['accuracy']:.2f} | {100 * head['macro_f1']:.2f} |")
-    print("| paper, test | {:.2f} | {:.2f} |".format(*PAPER_HEAD))
+    print("| paper, test | {:.2f} | {:.2f} |".format(*REPLY_HEADS["R+E6", "E6"]))
 
     replies = {run: Responder.from_pretrained(runs / run).respond(list(UTTERANCES)) for run in RUNS}
     print("\n| utterance | " + " | ".join(RUNS) + " | E6 |\n|---|---|---|---|")

@@ -150,6 +150,13 @@ def relabelled(workdir):
     write_lines(workdir / "predictions_test.jsonl", records)
 
 
+def unnamed(workdir):
+    records = dialogues(2)
+    del records[3]["utterances"][1]["emotion"]
+    del records[3]["utterances"][1]["probabilities"]
+    write_lines(workdir / "predictions_test.jsonl", records)
+
+
 def facts(**new):
     return lambda workdir: change(workdir / "metrics.json", lambda c: c["run"].update(new))
 
@@ -172,6 +179,8 @@ def renamed(content):
         ),
         (shortened, "same utterances of test: they differ from dialogue d11, turn 1 on"),
         (relabelled, "same utterances of test: they differ from dialogue d3, turn 2 on"),
+        (unnamed, r"b/predictions_test\.jsonl: damaged \(dialogue d3, turn 2 has no emotion"),
+        (facts(corpus={}), r"b/metrics\.json: damaged \(KeyError: 'name'"),
         (lambda w: (w / "metrics.json").unlink(), "the run is not finished"),
         (
             lambda w: (w / "predictions_test.jsonl").write_text('{"id": "d0"\n'),

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from erc_jax.errors import UserError
 from erc_jax.finished import Conversation, Turn, read_run
 from erc_jax.published import published
 from erc_jax.report import write_report
-from erc_jax.report_scores import class_parts
+from erc_jax.report_scores import class_parts, paper_rows
 from erc_jax.report_utterances import calibration, most_confident_mistakes
 from tests.fabricated import (
     CONFIG,
@@ -242,11 +243,11 @@ def test_a_run_that_replies(tmp_path):
     block = {"perplexity": 21.987, "bleu": 1.25, "distinct_1": 0.0432, "heads": {"E6": head}}
     facts = {
         "system": "response",
-        "corpus": {"tasks": ["R", "E6"]},
+        "corpus": {"name": "dailydialog+tec", "tasks": ["R", "E6"]},
         "seeds": [0],
         "selected_on": "validation perplexity",
     }
-    write(workdir / "config.json", {"system": "response"})
+    write(workdir / "config.json", {"system": "response", "response": {"tasks": "R+E6"}})
     write(workdir / "metrics.json", {"validation": block, "test": block, "run": facts})
     said = {"utterances": [{"speaker": "A", "text": "I lost my keys."}], "reference": "Where?"}
     replies = [{"id": f"d:{n}", **said, "reply": f"Reply {n}"} for n in range(100)]
@@ -259,6 +260,13 @@ def test_a_run_that_replies(tmp_path):
     Reader(text)
     for part in ("21.99", "1.25", "4.32", "43.21", "Head E6", "I lost my keys.", "20 of 100 pairs"):
         assert part in text, part
+    # Beside the paper's: shares in percent, as it has them, and what it says nothing of.
+    beside = {name: row for name, *row in paper_rows(read_run(workdir))}
+    assert beside["distinct-1"] == ["4.32", "5.93", "Ide and Kawahara (2021), Table 2"]
+    assert beside["E6: macro F1"] == ["43.21", "56.53", "Ide and Kawahara (2021), Table 4"]
+    assert beside["BLEU"][:2] == ["1.25", "32.29"]
+    assert "cannot be compared" in beside["BLEU"][2]
+    assert "Beside the paper" in text
     assert "Reply 95" in text
     assert "Reply 96" not in text
     assert "validation perplexity" in text
@@ -371,6 +379,62 @@ def test_damaged_files(tmp_path, damage, message):
     with pytest.raises(UserError, match=message):
         write_report(workdir)
     assert not (workdir / "report.html").exists()
+
+
+def of_run(**changes):
+    return lambda w: change(w / "metrics.json", lambda c: c["run"].update(changes))
+
+
+def of_corpus(**changes):
+    return lambda w: change(w / "metrics.json", lambda c: c["run"]["corpus"].update(changes))
+
+
+def of_turn(function):
+    """Changes the second utterance of the predictions of test."""
+
+    def damage(workdir):
+        records = dialogues()
+        for record in records:
+            for said in record["utterances"]:
+                said["vad"] = {"valence": 2.0, "arousal": 3.0}
+        function(records[0]["utterances"][1])
+        write_lines(workdir / "predictions_test.jsonl", records)
+
+    return damage
+
+
+def of_log(**record):
+    return lambda w: write_lines(w / "metrics.jsonl", [{"step": 1, **record}])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (of_run(corpus={}), r"metrics\.json: damaged"),
+        (of_run(corpus=None), r"metrics\.json: damaged"),
+        (of_corpus(name=None), r"metrics\.json: damaged .*no name"),
+        (of_corpus(neutral="bliss"), r"metrics\.json: damaged .*'bliss' is none of the classes"),
+        (of_turn(lambda u: u["probabilities"].update(joy=math.nan)), "predictions_test.jsonl:1"),
+        (of_turn(lambda u: u["probabilities"].update(joy=-0.5)), "predictions_test.jsonl:1"),
+        (of_turn(lambda u: u["vad"].pop("arousal")), r"predictions_test\.jsonl:1.* of valence;"),
+        (of_turn(lambda u: u["vad"].update(arousal=math.nan)), "predictions_test.jsonl:1"),
+        (of_log(loss=math.nan), r"metrics\.jsonl:1: damaged .*loss is nan"),
+        (of_log(loss="low"), r"metrics\.jsonl:1: damaged"),
+        (of_log(epoch=1, validation={"weighted_f1": "good"}), r"metrics\.jsonl: damaged"),
+    ],
+)
+def test_damaged_values(tmp_path, damage, message):
+    workdir = make_run(tmp_path / "run")
+    damage(workdir)
+    with pytest.raises(UserError, match=message):
+        write_report(workdir)
+
+
+def test_a_perplexity_that_is_infinite_at_first(tmp_path):
+    workdir = make_run(tmp_path / "run", facts={"selected_on": "validation perplexity"})
+    scores = [{"step": e, "epoch": e, "validation": {"perplexity": math.inf}} for e in (1, 2)]
+    write_lines(workdir / "metrics.jsonl", scores)
+    assert "Learning curves" not in page(workdir)
 
 
 def spoil(workdir, line):
