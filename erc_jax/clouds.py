@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from erc_jax.charts import N_COLOURS, colour_number
 from erc_jax.drawing import (
     COLOURS,
     GREY,
     LITERAL,
+    NEUTRAL_ON_LIGHT,
     PANEL_TITLE,
     SMALL,
     new_figure,
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Those of pages and the terminal; the last one is the neutral emotion's.
+_COLOURS = (*COLOURS[:N_COLOURS], NEUTRAL_ON_LIGHT)
 # Emotions of the same colour, where there are many, differ in these.
 _LINE_STYLES = ("-", "--", ":", "-.")
 
@@ -115,7 +119,8 @@ class _Clouds:
         """Draws them into axes whose limits are set."""
         from matplotlib.patches import Ellipse
 
-        colours = {c: COLOURS[c % len(COLOURS)] for c in self._points}
+        numbers = [colour_number(name, names) for name in names]
+        colours = [_COLOURS[number] for number in numbers]
         for c, own in self._points.items():
             # Pixels in the SVG, too: thousands of circles would make it slow to show.
             axes.scatter(
@@ -138,7 +143,7 @@ class _Clouds:
                     angle=math.degrees(math.atan2(directions[1, 0], directions[0, 0])),
                     fill=False,
                     edgecolor=colours[c],
-                    linestyle=_LINE_STYLES[c // len(COLOURS) % len(_LINE_STYLES)],
+                    linestyle=_LINE_STYLES[numbers[:c].count(numbers[c]) % len(_LINE_STYLES)],
                     linewidth=1.8,
                     label=names[c],
                 )

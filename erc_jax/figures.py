@@ -10,10 +10,10 @@ import numpy as np
 
 from erc_jax import metrics
 from erc_jax.clouds import rating_clouds
-from erc_jax.data.dialogue import VAD, parse_json, text_lines
+from erc_jax.data.dialogue import VAD
 from erc_jax.drawing import confusion_matrices, label_histogram
 from erc_jax.errors import UserError
-from erc_jax.finished import FinishedRun, damaged, read_run
+from erc_jax.finished import FinishedRun, damaged, read_predictions, read_run
 from erc_jax.progress import say
 from erc_jax.system_names import FMERL
 
@@ -136,38 +136,25 @@ def _stages(run: FinishedRun, epoch: int | None) -> dict[str, _Predictions]:
 
 
 def _read_predictions(path: Path, names: Sequence[str], dimensions: Sequence[str]) -> _Predictions:
-    """Reads a file of records that ``erc_jax.predictor.label_dialogues`` made.
+    """What figures need of a file that ``erc_jax.predictor.label_dialogues`` made.
 
     Args:
       path: of the file.
       names: the classes.
       dimensions: which ratings the run learns, if its corpus has any.
     """
-    emotions, predicted, vad, ratings = [], [], [], []
-    scale = None
-    for where, line in text_lines(path):
-        record = parse_json(line, where)
-        with damaged(where):
-            scale = record.get("vad_scale", scale)
-            for utterance in record["utterances"]:
-                gold = utterance.get("gold", {})
-                if gold.get("emotion") is None:
-                    continue
-                emotions.append(names.index(gold["emotion"]))
-                predicted.append(names.index(utterance["emotion"]))
-                if dimensions and "vad" in utterance:
-                    vad.append([float(utterance["vad"][d]) for d in dimensions])
-                rated = gold.get("vad", {})
-                ratings.append([float(rated.get(d, np.nan)) for d in dimensions])
-    if not vad:  # nothing to learn from: the corpus is not rated
-        dimensions, ratings = [], []
-    elif len(vad) != len(emotions) or not np.isfinite(vad).all():
-        raise UserError(
-            f"{path}: damaged (an utterance has no {', '.join(dimensions)}); restore the file, or "
-            "train again in another workdir"
-        )
-    shape = (len(emotions), len(dimensions))
+    conversations = read_predictions(path, names)
+    turns = [turn for c in conversations for turn in c.turns if turn.true is not None]
+    if not any(turn.vad for turn in turns):  # nothing to learn from: the corpus is not rated
+        dimensions = []
+    with damaged(str(path)):
+        emotions = [names.index(turn.true or "") for turn in turns]
+        predicted = [names.index(turn.predicted or "") for turn in turns]
+        vad = [[turn.vad[d] for d in dimensions] for turn in turns]
+    ratings = [[turn.rated.get(d, np.nan) for d in dimensions] for turn in turns]
+    shape = (len(turns), len(dimensions))
     given = np.reshape(np.array(ratings, np.float64), shape)
+    scale = next((c.scale for c in reversed(conversations) if c.scale), None)
     if scale is not None:
         given = np.where((scale[0] <= given) & (given <= scale[1]), given, np.nan)
     return _Predictions(

@@ -13,12 +13,14 @@ pytest.importorskip("matplotlib")
 
 import matplotlib.image
 from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.text import Annotation, Text
 
+from erc_jax.charts import USUAL_NAMES
 from erc_jax.clouds import rating_clouds
-from erc_jax.drawing import confusion_matrices, label_histogram
+from erc_jax.drawing import COLOURS, confusion_matrices, label_histogram
 from erc_jax.figures import run_figures
 from tests.fabricated import change
 
@@ -284,8 +286,9 @@ def save_predictions(path, said=SAID, dimensions=VAD, nearer=1.0):
             if vad is not None:
                 vad = dict(zip(VAD, 3 + nearer * (np.array(vad) - 3), strict=True))
                 vad = {dimension: float(vad[dimension]) for dimension in dimensions}
-            utterances.append({"emotion": predicted, "gold": gold} | ({"vad": vad} if vad else {}))
-        lines.append(json.dumps({"vad_scale": [1, 5], "utterances": utterances}))
+            said_by = {"speaker": "Ann", "text": "So.", "emotion": predicted, "gold": gold}
+            utterances.append(said_by | ({"vad": vad} if vad else {}))
+        lines.append(json.dumps({"id": "d", "vad_scale": [1, 5], "utterances": utterances}))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
@@ -322,7 +325,8 @@ def test_early_and_best_side_by_side(rated, drawn):
     be_of(rated, "mtl_erc_es")
     for kind, predicted in (("early", "fear"), ("predictions", "joy")):
         said = [[("joy", None, predicted, None), *SAID[0][1:]], SAID[1]]
-        save_predictions(rated / "seeds" / "1" / f"{kind}_validation.jsonl", said)
+        path = rated / "seeds" / "1" / f"{kind}_validation.jsonl"
+        save_predictions(path, said, dimensions=())
     files = run_figures(rated)
     assert [file.name for file in files[-2:]] == ["early_and_best.png", "early_and_best.svg"]
     assert all(is_picture(file) for file in files)
@@ -370,6 +374,10 @@ def test_clouds_of_ratings(rated, drawn):
     (points,) = artists(early, PathCollection, "fear")
     np.testing.assert_allclose(points.get_offsets(), [[2.9, 3.05], [3, 3.15]])
     assert not artists(best, PathCollection, "neutral")
+    # An emotion has the colour that it has on pages, whatever its place among the classes.
+    for name in ("joy", "fear"):
+        expected = to_rgba(COLOURS[USUAL_NAMES[name]])
+        assert cloud(best, name).get_edgecolor() == expected
 
     # Means, and crosses at what is rated, where it is on the scale.
     means = {line.get_label(): line for line in best.lines if line.get_marker() == "o"}
@@ -472,15 +480,15 @@ def test_names_neither_overlap_nor_leave_the_axes(spread, tmp_path, drawn):
 def test_many_emotions_and_rare_ones(tmp_path, drawn):
     """Same colours differ in their lines; what is said once has a mean, and no spread."""
     names = [f"emotion {i}" for i in range(9)]
-    emotions = np.array([0, 0, 7, 7, 8])
+    emotions = np.array([0, 0, 6, 6, 8])
     points = np.random.default_rng(0).normal(size=(5, 2))
     rating_clouds({"": points}, points, emotions, names, ["x", "y"], tmp_path / "v.png", "")
     (axes,) = drawn[0].axes
-    first, second = cloud(axes, names[0]), cloud(axes, names[7])
+    first, second = cloud(axes, names[0]), cloud(axes, names[6])
     assert first.get_edgecolor() == second.get_edgecolor()
     assert first.get_linestyle() != second.get_linestyle()
     assert not artists(axes, Ellipse, names[8])
-    assert {t.get_text() for t in axes.texts} == {names[0], names[7], names[8]}
+    assert {t.get_text() for t in axes.texts} == {names[0], names[6], names[8]}
 
 
 def test_without_early_predictions(rated, drawn):
@@ -560,8 +568,8 @@ def unrated_utterance(text):
         (cut_off, r"_validation\.jsonl:2: not a JSON object"),
         (lambda text: text + "[]", r"_validation\.jsonl:3: damaged"),
         (unknown_emotion, r"_validation\.jsonl:2: damaged .*'bliss'"),
-        (unrated, r"_validation\.jsonl:2: damaged .*'arousal'"),
-        (unrated_utterance, r"_validation\.jsonl: damaged"),
+        (unrated, r"_validation\.jsonl:2: damaged .*of the first utterance it is of .*arousal"),
+        (unrated_utterance, r"_validation\.jsonl:1: damaged .*of nothing"),
         (lambda text: text.splitlines()[0], "not of the same utterances"),
         (lambda text: "", "not of the same utterances"),
     ],
