@@ -130,6 +130,7 @@ def _train(trainer: Trainer, shared: Path, workdir: Path) -> dict[str, Any]:
             of_seed = {split: runs[-1:] for split, runs in results.items()}
             facts = run_facts(config, experiment, chosen[-1:])
             metrics_file(folder, scorer.tasks, of_seed, facts)
+            write_model_card(folder)
     facts = run_facts(config, experiment, chosen)
     content = metrics_file(workdir, scorer.tasks, results, facts)
     publish_best(config, workdir, SCORED_SPLITS)
