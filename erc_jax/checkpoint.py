@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from erc_jax.errors import UserError
-from erc_jax.processes import is_first, wait_for_all
+from erc_jax.processes import all_say, is_first, wait_for_all
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +241,10 @@ class Checkpointer:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
+                # Seeds save at the same time: one's processes must not wait for another's.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=self.folder.parent.name
+                ),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
             ),
         )
@@ -293,24 +297,42 @@ class Checkpointer:
     def _first_whole(
         self, steps: Sequence[int], target: PyTree, *, partial: bool = False
     ) -> tuple[int, tuple[PyTree, dict[str, Any]], dict[int, str]]:
-        """Step and content of the first one that can be read, and why those before it cannot."""
+        """Step and content of the first one that can be read, and why those before it cannot.
+
+        Raises:
+          UserError: there is none, it does not fit, or processes see different files.
+        """
         damaged: dict[int, str] = {}
         for step in steps:
-            try:
+            reason = self._damage(step)
+            if not all_say(-step if reason else step):
+                raise UserError(
+                    f"{self.folder}: the processes do not see the same checkpoints (here step "
+                    f"{step} is {reason or 'whole'}); expected one folder that all of them see. "
+                    "Start them again"
+                )
+            if reason is None:
                 return step, self._load(step, target, partial), damaged
-            except _Damaged as error:
-                damaged[step] = str(error)
+            damaged[step] = reason
         raise UserError(
             f"{self.folder}: no checkpoint can be read: "
             + "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             + ". Restore the folder from a backup, or remove it and train again."
         )
 
+    def _damage(self, step: int) -> str | None:
+        """Why a checkpoint cannot be read; None if it can."""
+        try:
+            for item in ("record", "state"):
+                self._verify(step, item)
+        except _Damaged as error:
+            return str(error)
+        return None
+
     def _load(self, step: int, target: PyTree, partial: bool) -> tuple[PyTree, dict[str, Any]]:
         with self._open_reader() as reader:
             record = self._read_record(reader, step)
             self._check_fit(step, record["leaves"], target, partial)
-            self._verify(step, "state")
             abstract = jax.tree.map(_abstract, target)
             # The fit is checked, so that partial_restore can hide nothing.
             args = ocp.args.PyTreeRestore(

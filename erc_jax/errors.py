@@ -13,7 +13,8 @@ class Stopped(Exception):
     """The run was told to stop (SIGTERM); its state is saved, and the same command goes on."""
 
 
-# Of the command; 1 is a user's mistake. What restarts commands (launch/) goes by them.
+# Of the command. What restarts commands (launch/) goes by them.
+MISTAKE_EXIT_CODE = 1  # the user's
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL
 CRASHED_EXIT_CODE = 70  # EX_SOFTWARE
 LOST_EXIT_CODE = 76  # EX_PROTOCOL: processes that work together have lost each other

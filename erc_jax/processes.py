@@ -10,9 +10,12 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,19 +24,33 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from erc_jax.errors import LOST_EXIT_CODE, UserError
+from erc_jax.errors import (
+    CRASHED_EXIT_CODE,
+    LOST_EXIT_CODE,
+    MISTAKE_EXIT_CODE,
+    Stopped,
+    UserError,
+)
 
 # A process that does not answer for so long is dead; the others then end, too.
 HEARTBEAT_SECONDS = 60
 JOIN_SECONDS = 300
 
 
+# The first process ends so much later than it fails: its end ends the others, which may be about to
+# say the same of themselves.
+GRACE_SECONDS = 5
+# Of XLA's errors, those that are not about the other processes.
+OWN_FAILURES = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
+
 @contextlib.contextmanager
 def joined(how: str | None) -> Iterator[None]:
     """Works together with other processes; must come before anything is computed.
 
-    If one of them dies, this process ends, too, with a message and ``LOST_EXIT_CODE``: what is left
-    cannot go on alone.
+    If this process fails, it ends at once, with a message and its exit code: in order it could not,
+    for the others wait for it. If another one dies, this one ends, too, with ``LOST_EXIT_CODE``:
+    what is left cannot go on alone.
 
     Args:
       how: see ``join``; None is for a process by itself.
@@ -47,15 +64,32 @@ def joined(how: str | None) -> Iterator[None]:
     join(how)
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        print(
+    except Stopped:
+        raise  # all of them stop
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        code = _told(error)
+        if is_first():
+            time.sleep(GRACE_SECONDS)
+        os._exit(code)
+
+
+def _told(error: Exception) -> int:
+    """Prints an error, and returns the exit code that goes with it."""
+    code = CRASHED_EXIT_CODE
+    if isinstance(error, UserError):
+        code, message = MISTAKE_EXIT_CODE, f"Error: {error}"
+    else:
+        message = "".join(traceback.format_exception(error))
+    if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(OWN_FAILURES):
+        code = LOST_EXIT_CODE
+        message += (
             "Error: the processes lost each other, most likely because one has died; its own log "
-            "tells why. Start them all again: they go on from the last checkpoint. "
-            f"({str(error).splitlines()[0]})",
-            file=sys.stderr,
-            flush=True,
+            "tells why. Start them all again: they go on from the last checkpoint."
         )
-        os._exit(LOST_EXIT_CODE)  # leaving in order would wait for the others
+    print(message, file=sys.stderr, flush=True)
+    return code
 
 
 def join(how: str) -> None:
@@ -85,6 +119,8 @@ def join(how: str) -> None:
             "num_processes": count,
             "process_id": number,
         }
+        if number > 0:
+            _wait_for_first(address, how)
     try:
         jax.distributed.initialize(
             **explicit,
@@ -97,8 +133,33 @@ def join(how: str) -> None:
             "under SLURM, start the same command on all hosts with --distributed=auto; elsewhere "
             "with --distributed=HOST:PORT,PROCESSES,NUMBER"
         ) from error
+    if jax.process_count() == 1:
+        # jax.distributed hears it to tell the others, of whom there are none: without them it ends
+        # the process, as ever, or is heard by StopRequest.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # one of them tells how the run goes
+
+
+def _wait_for_first(address: str, how: str) -> None:
+    """Returns when the first process can be reached; JAX itself would die of that, not raise.
+
+    Raises:
+      UserError: it cannot.
+    """
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except (OSError, ValueError) as error:
+            if time.monotonic() > end or isinstance(error, ValueError | socket.gaierror):
+                raise UserError(
+                    f"--distributed={how}: the first process, at {address}, cannot be reached "
+                    f"({error}). Is it running, and is this its address?"
+                ) from error
+            time.sleep(1)
 
 
 def is_first() -> bool:
@@ -121,6 +182,14 @@ def first_decides(asked: bool) -> bool:
     if jax.process_count() == 1:
         return asked
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(asked)))
+
+
+def all_say(number: int) -> bool:
+    """Whether all processes have the same number; the same answer in all of them."""
+    if jax.process_count() == 1:
+        return True
+    numbers = multihost_utils.process_allgather(np.int32(number))
+    return bool((numbers == numbers[0]).all())
 
 
 def wait_for_all(where: str) -> None:

@@ -300,7 +300,15 @@ class Trainer:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
             jax.eval_shape(self.fresh_params, jax.random.key(0)),
         )
-        best, _ = Checkpointer(place.shared).restore_best({"params": target}, partial=True)
+        step = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole)
+        best, _ = Checkpointer(place.shared).restore_best(
+            {"params": target, "step": step}, partial=True
+        )
+        if best["step"] != selection.best_step:
+            raise UserError(
+                f"{place.shared}: the chosen checkpoint, of step {selection.best_step}, cannot be "
+                "read any more. Bring it back from a backup, or train again in another --workdir"
+            )
         of_seed = f"seed {place.seed}, " if self.config.seeds > 1 else ""
         say(
             f"Chosen: {of_seed}epoch {selection.best_epoch}, {self.config.train.select_on} "

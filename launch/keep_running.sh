@@ -2,7 +2,8 @@
 # Usage: launch/keep_running.sh [--dry-run] [--restarts N] [--pause SECONDS] [--exit-file FILE] COMMAND...
 #
 # Runs COMMAND, and starts it again
-#   at once, when it exits with 75: it was told to stop, has saved its state and goes on from there;
+#   in a few seconds, when it exits with 75: it was told to stop, has saved its state and goes on from
+#   there, unless this script is told to stop, too, as the workers of a pod are one after the other;
 #   after a pause (30 seconds), when it crashed, by a signal or any other code, N times (10) at most.
 # It is not started again after 0 (finished), 1 and 2 (a mistake of the user's), and 126 and 127 (no
 # such command); nor once this script has had SIGTERM or SIGINT, which it passes on to COMMAND.
@@ -55,6 +56,14 @@ trap 'pass_on INT' INT
 # COMMAND gets a process group of its own: Ctrl-C then reaches it once, through pass_on.
 set -m
 
+# Waits so many seconds; a signal ends that, and this script.
+rest() {
+  sleep "$1" &
+  child=$!
+  wait "$child" || true
+  ((signals == 0)) || end "$code"
+}
+
 crashes=0
 while true; do
   show "$@"
@@ -71,7 +80,10 @@ while true; do
   ((signals == 0)) || end "$code"
   case $code in
     0 | 1 | 2 | 126 | 127) end "$code" ;;
-    75) remark "It was told to stop and saved its state: it goes on." ;;
+    75)
+      remark "It was told to stop and saved its state: it goes on."
+      rest 5
+      ;;
     *)
       crashes=$((crashes + 1))
       if ((crashes > restarts)); then
@@ -79,10 +91,7 @@ while true; do
         end "$code"
       fi
       remark "It crashed with $code: it is started again in $pause seconds ($crashes of $restarts)."
-      sleep "$pause" &
-      child=$! # a signal ends the pause, too
-      wait "$child" || true
-      ((signals == 0)) || end "$code"
+      rest "$pause"
       ;;
   esac
 done

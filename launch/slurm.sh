@@ -26,10 +26,11 @@ while [[ ${1:-} == -* ]]; do
 done
 (($#)) || die "which run? $0 --help shows how"
 
-# After 75 the run is to go on. Only if the job still counts as running: after scancel it does not, and
-# where SLURM itself has taken the job back into the queue, neither.
+# After 75 the run is to go on, and after 143, by which SIGTERM ends it while it does not train. Only if
+# the job still counts as running: after scancel it does not, and where SLURM itself has taken the job
+# back into the queue, neither.
 queue_again() {
-  [[ $dry_run || $1 == 75 ]] || return 0
+  [[ $dry_run || $1 == 75 || $1 == 143 ]] || return 0
   local state
   state=$(ask RUNNING squeue --noheader --jobs="${SLURM_JOB_ID:-JOB}" --format=%T)
   [[ $state != RUNNING ]] || run scontrol requeue "${SLURM_JOB_ID:-JOB}"

@@ -11,16 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from erc_jax.config import save_config
-from erc_jax.errors import LOST_EXIT_CODE, STOPPED_EXIT_CODE, UserError
+from erc_jax.config import load_config, save_config
+from erc_jax.errors import LOST_EXIT_CODE, MISTAKE_EXIT_CODE, STOPPED_EXIT_CODE, UserError
+from erc_jax.experiment import prepare
 from erc_jax.processes import StopRequest, join
 from erc_jax.sharding import make_mesh, state_shardings
+from erc_jax.train import Trainer
 from tests.conftest import _flags
 from tests.systems import test_response, test_sent_emo_context
 from tests.systems.test_fmerl_runs import FIELDS as FMERL
@@ -52,22 +55,34 @@ def configs(place):
 
 def start(config, workdir, *, devices, how=()):
     environment = {**os.environ, "XLA_FLAGS": _flags(devices)}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.pod", str(config), str(workdir), *how],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    # Who waits for its lines must not wait for ever.
+    timer = threading.Timer(TIMEOUT, process.kill)
+    timer.daemon = True
+    timer.start()
+    return process
 
 
-def start_two(config, workdir):
-    """Two processes of four devices."""
+def start_two(*configs_and_workdir, slow_disk=False):
+    """Two processes of four devices; with two configs, each has its own."""
+    *configs, workdir = configs_and_workdir
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
     return [
-        start(config, workdir, devices=4, how=[f"127.0.0.1:{port},2,{number}"]) for number in (0, 1)
+        start(
+            configs[-number],
+            workdir,
+            devices=4,
+            how=[f"127.0.0.1:{port},2,{number}", str(slow_disk)],
+        )
+        for number in (0, 1)
     ]
 
 
@@ -92,7 +107,7 @@ def scores_of(workdir):
 
 
 SYSTEMS = ("mtl_erc_es", "sent_emo_context", "fmerl", "response")
-KINDS = ("8 devices", "8 devices, split", "2 processes")
+KINDS = ("8 devices", "8 devices, split", "2 processes", "2 processes, split")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +123,7 @@ def runs(configs, tmp_path_factory):
         ("8 devices", lambda to: [start(named("whole"), to, devices=8)]),
         ("8 devices, split", lambda to: [start(named("split"), to, devices=8)]),
         ("2 processes", lambda to: start_two(named("whole"), to)),
+        ("2 processes, split", lambda to: start_two(named("split"), to)),
     ):
         codes, outputs = finish(processes(out / kind))
         assert not any(codes), outputs
@@ -145,9 +161,11 @@ def ended(config, workdir, begin, rng):
     codes = []
     while True:
         processes = begin(config, workdir)
+        said = ""
         if signals:
             told, lines = processes[0], rng.randrange(1, 8)
             for line in told.stdout:
+                said += line
                 lines -= line.startswith("epoch")
                 if not lines:
                     break
@@ -159,6 +177,8 @@ def ended(config, workdir, begin, rng):
         found, outputs = finish(processes)
         assert all(code in (0, STOPPED_EXIT_CODE, -signal.SIGKILL) for code in found), outputs
         assert len(set(found)) == 1, (found, outputs)
+        if codes and codes[-1] == STOPPED_EXIT_CODE:
+            assert "Going on from step" in said + outputs[0]
         codes.append(found[0])
         if found[0] == 0:
             return codes
@@ -216,7 +236,59 @@ def test_a_process_that_dies_ends_the_others(configs, tmp_path):
     assert any(message in outputs[0] for message in told), outputs[0]
 
 
+@pytest.mark.slow
+def test_a_mistake_that_one_process_makes(configs, tmp_path):
+    """It says so itself, at once; the other one ends, too."""
+    config = load_config(configs / "whole" / "mtl_erc_es")
+    config.data.source = str(tmp_path / "nowhere")
+    save_config(config, tmp_path / "mistaken")
+    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path / "mistaken", tmp_path)
+    codes, outputs = finish(processes)
+    assert codes[1] == MISTAKE_EXIT_CODE
+    assert "Error: " in outputs[1]
+    assert "nowhere" in outputs[1]
+    assert codes[0] in (LOST_EXIT_CODE, -signal.SIGABRT)
+
+
+@pytest.mark.slow
+def test_seeds_of_two_processes_save_at_the_same_time(configs, tmp_path):
+    """What is saved takes longer than the next seed's turn takes to come."""
+    config = load_config(configs / "whole" / "mtl_erc_es")
+    many = {"seeds": 2, "seeds_together": 2, "train.steps": 4, "train.epochs": 2}
+    config.update_from_flattened_dict(many)
+    save_config(config, tmp_path / "seeds")
+    codes, outputs = finish(start_two(tmp_path / "seeds", tmp_path / "runs", slow_disk=True))
+    assert codes == [0, 0], outputs
+
+
 # In this process
+
+
+def test_rules_reach_the_state_of_training(place):
+    rules = {"mesh.rules": (".=largest",)}
+    config = tiny_config(place)
+    config.update_from_flattened_dict(rules)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("erc_jax.sharding.LEAST_SPLIT", 1)
+        shardings = jax.tree.leaves(Trainer(config, prepare(config)).shardings)
+    assert any("data" in sharding.spec for sharding in shardings)
+
+
+def test_one_process_alone_is_stopped_by_sigterm():
+    """Where a cluster is asked for, too: there is nobody whom it would tell."""
+    alone = "from erc_jax.processes import join; import os, signal, time; "
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    alone += f"join('127.0.0.1:{port},1,0'); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", alone], timeout=TIMEOUT, check=False)
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_a_first_process_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("erc_jax.processes.JOIN_SECONDS", 0)
+    with pytest.raises(UserError, match=r"the first process, at 127\.0\.0\.1:9, cannot be reached"):
+        join("127.0.0.1:9,2,1")
 
 
 def test_sigterm_is_heard_only_while_training():

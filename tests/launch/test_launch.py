@@ -423,9 +423,9 @@ def counting(bench, body):
 
 
 def test_keep_running_starts_again_after_75(bench):
-    starts = counting(bench, "((n == 2)) || exit 75")
+    starts = counting(bench, "((n == 1)) || exit 75")
     assert bench.run("launch/keep_running.sh --restarts 0 child").returncode == 0
-    assert starts() == 3
+    assert starts() == 2
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 126, 127])
@@ -458,14 +458,15 @@ def test_keep_running_passes_signals_on_and_then_ends(bench, name):
     assert starts() == 1
 
 
-def test_keep_running_hears_a_signal_in_the_pause_after_a_crash(bench):
-    starts = counting(bench, "exit 3")
+@pytest.mark.parametrize("code", [3, 75])  # a crash; another worker of the pod was told first
+def test_keep_running_hears_a_signal_in_the_pause_before_a_new_start(bench, code):
+    starts = counting(bench, f"exit {code}")
     process = bench.start("launch/keep_running.sh", "--pause", "1000", "child")
     wait_for(starts)
     time.sleep(0.2)
     process.terminate()
     process.communicate(timeout=20)
-    assert (process.returncode, starts()) == (3, 1)
+    assert (process.returncode, starts()) == (code, 1)
 
 
 def test_keep_running_waits_for_a_child_that_is_suspended(bench):
@@ -482,14 +483,15 @@ def test_keep_running_waits_for_a_child_that_is_suspended(bench):
 
 
 @pytest.mark.parametrize(
-    ("state", "requeued"),
-    [("RUNNING", True), ("COMPLETING", False)],  # its time is nearly up; scancel
+    ("state", "requeued", "code"),
+    # Its time is nearly up; scancel; its time is up while features are made.
+    [("RUNNING", True, 75), ("COMPLETING", False, 75), ("RUNNING", True, 143)],
 )
-def test_slurm_saves_and_queues_again(bench, state, requeued, tmp_path):
+def test_slurm_saves_and_queues_again(bench, state, requeued, code, tmp_path):
     bench.answers.write_text(
         f'case ${{0##*/}} in srun) touch ready; exec "$@" ;; squeue) echo {state} ;; esac'
     )
-    bench.program("python", TRAINING)
+    bench.program("python", TRAINING.replace("exit 75", f"exit {code}"))
     spooled = shutil.copy(bench.root / "launch/slurm.sh", tmp_path / "slurm_script")
     bench.env |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(bench.root)}
     process = bench.start("bash", spooled, "meld", "--config", "meld")
@@ -497,7 +499,7 @@ def test_slurm_saves_and_queues_again(bench, state, requeued, tmp_path):
     time.sleep(0.2)
     process.terminate()
     output, _ = process.communicate(timeout=20)
-    assert process.returncode == 75
+    assert process.returncode == code
     assert b"-m erc_jax.main --workdir runs/meld --distributed auto --config meld" in output
     calls = bench.calls()
     assert calls[0][0] == "srun"
