@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,10 @@ def about_run(workdir: Path, recognizer: Any) -> dict[str, Any]:
         "polarity": labels["polarity"],
         "vad_scale": labels.get("vad_scale"),
         "encoder": Path(recognizer.encoder.name).name,  # where it lies is nobody's business
-        "without": list(_files_of(recognizer)),
+        # Modalities that come from feature files, which nobody sends to a server.
+        "without": list(getattr(recognizer.encoder, "files", ())),
         "commit": commit_of_code(),
     }
-
-
-def _files_of(recognizer: Any) -> Mapping[str, Any]:
-    """The modalities that come from feature files, which nobody sends to a server."""
-    return getattr(recognizer.encoder, "files", {})
 
 
 def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any, Any, dict]:
@@ -49,17 +45,19 @@ def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any,
     Each has answered once: what cannot is told before anybody is invited.
     """
     from erc_jax.data.batching import LEAST_SLOTS
+    from erc_jax.encoders.multimodal import MultimodalEncoder
     from erc_jax.predict import Recognizer
     from erc_jax.respond import Responder
     from erc_jax.serve.warm_up import calls
 
     say(f"Loading {workdir} …")
     recognizer = Recognizer.from_pretrained(workdir, encoder=encoder)
-    if (files := _files_of(recognizer)) and recognizer.encoder.text is None:
+    reads = recognizer.encoder
+    if isinstance(reads, MultimodalEncoder) and reads.text is None:
         raise UserError(
-            f"{workdir}: this run reads {', '.join(files)} from feature files and no texts, which "
-            "are all that is sent to a server; label with python -m erc_jax.main --mode predict "
-            f"--features {min(files)}=FILE, or serve a run that reads texts"
+            f"{workdir}: this run reads {', '.join(reads.files)} from feature files and no texts, "
+            "which are all that is sent to a server; label with python -m erc_jax.main --mode "
+            f"predict --features {min(reads.files)}=FILE, or serve a run that reads texts"
         )
     about = about_run(workdir, recognizer)
     responder = None
