@@ -137,8 +137,6 @@ def generate(
     Raises:
       UserError: the model has fewer positions than a source or a text has tokens.
     """
-    if decoding.sample and key is None:
-        raise ValueError("sampling needs a key")
     longest = module.config.max_position_embeddings
     for what, length in (("source has", source.shape[1]), ("text can have", decoding.new_tokens)):
         if length > longest:
@@ -148,6 +146,8 @@ def generate(
             )
     keys = None
     if decoding.sample:
+        if key is None:
+            raise ValueError("sampling needs a key")
         places = jnp.arange(len(source)) if places is None else places
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
     return _generate(module, decoding, special, params, source, source_mask, keys)
