@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 from safetensors.numpy import load_file, save_file
 
 from erc_jax import steps
@@ -562,3 +563,32 @@ def flip_a_bit(checkpoint: Path) -> None:
     raw = bytearray(largest.read_bytes())
     raw[len(raw) // 2] ^= 1
     largest.write_bytes(raw)
+
+
+@pytest.mark.slow
+def test_steps_wait_for_no_value(place, tmp_path, monkeypatch, capsys):
+    """Values come back from the devices with a line of progress or a validation, in no other step.
+
+    Beside that, ``profile`` writes a trace, and where a device's peak is known the log has its MFU.
+    """
+    events = []
+    value, step = ArrayImpl._value, train_module.JointStep.__call__
+    monkeypatch.setattr(
+        ArrayImpl, "_value", property(lambda self: (events.append("fetch"), value.fget(self))[1])
+    )
+    monkeypatch.setattr(
+        train_module.JointStep,
+        "__call__",
+        lambda self, *of: (events.append("step"), step(self, *of))[1],
+    )
+    monkeypatch.setattr(train_module, "peak_flops", lambda device: 1e9)
+    # Saving fetches the losses, too, and on a busy machine it may be due.
+    monkeypatch.setattr("erc_jax.seed_run.SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    fields = {"log_every": 4, "train__batch_size": 1, "train__epochs": 3, "profile": True}
+    train(tiny_config(place, **EMOTION_ONLY, **fields), tmp_path)
+    after_steps = " ".join(events).split("step")[1:]
+    assert len(after_steps) == 24
+    fetching = [number for number, after in enumerate(after_steps, start=1) if "fetch" in after]
+    assert fetching == [4, 8, 12, 16, 20, 24], events
+    assert any((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "MFU" in capsys.readouterr().out
