@@ -16,6 +16,7 @@ from erc_jax.errors import UserError
 from erc_jax.steps import JointStep
 from erc_jax.train import train
 from tests.systems import test_sent_emo_context
+from tests.systems.test_fmerl_runs import FIELDS as FMERL
 from tests.tiny import EMOTION_ONLY, tiny_config
 
 SEEDS = 3
@@ -131,24 +132,32 @@ def test_seeds_side_by_side_need_devices(place, tmp_path):
         train(config_of(place, seeds_together=1, mesh__seeds=2), tmp_path)
 
 
-def drawn_config(place, **fields):
-    """SentEmoContext, whose epochs have different objectives."""
-    two = {"seeds": 2, "log_every": 1}
-    return tiny_config(place, **test_sent_emo_context.FIELDS | two | fields)
-
-
-@pytest.fixture(scope="module")
-def drawn_apart(place):
-    train(drawn_config(place, seeds_together=1), place / "drawn apart")
-    return place / "drawn apart"
+# SentEmoContext's epochs have different objectives, and its batches are drawn.
+OTHERS = {
+    "sent_emo_context": test_sent_emo_context.FIELDS,
+    "fmerl": FMERL | {"train__epochs": 2},
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_a_row", [1, 2])
-def test_drawn_utterances_too(place, drawn_apart, tmp_path, in_a_row):
-    train(drawn_config(place, seeds_together=2, mesh__seeds=in_a_row), tmp_path)
+@pytest.mark.parametrize("system", OTHERS)
+def test_seeds_of_other_systems_too(place, tmp_path, system):
+    fields = OTHERS[system] | {"seeds": 2, "log_every": 1}
+    for name, how in (
+        ("apart", {"seeds_together": 1}),
+        ("unrolled", {"seeds_together": 2, "mesh__seeds": 1}),
+        ("side by side", {"seeds_together": 2, "mesh__seeds": 2}),
+    ):
+        config = tiny_config(place, **fields | how)
+        if system == "fmerl":
+            config.fmerl.description_encoder = str(place / "encoder")
+        train(config, tmp_path / name)
     for seed in (0, 1):
-        here, alone = (lines_of(folder / "seeds" / str(seed)) for folder in (tmp_path, drawn_apart))
-        assert [line["step"] for line in here] == [line["step"] for line in alone]
-        losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
-        np.testing.assert_allclose(*losses, rtol=1e-5)
+        alone, *together = (
+            lines_of(tmp_path / name / "seeds" / str(seed))
+            for name in ("apart", "unrolled", "side by side")
+        )
+        for here in together:
+            assert [line["step"] for line in here] == [line["step"] for line in alone]
+            losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
+            np.testing.assert_allclose(*losses, rtol=1e-5)
