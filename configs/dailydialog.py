@@ -12,6 +12,11 @@ The variant ``sent_emo_context``, on the same embeddings:
 
     expected test MCC, 10 seeds: 49.63 ± 0.39; macro F1 without neutral: 42.66 ± 0.77
     time per seed on one CPU core: 9 min
+
+The variant ``response,size=tiny``, from scratch, with ``tasks=R``:
+
+    expected test perplexity, seed 0: 41.79; its replies are few and general
+    time on one CPU core: under two hours
 """
 
 from ml_collections import ConfigDict

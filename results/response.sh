@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Every run behind the tables of emotion-aware replies in docs/results.md; a finished run is only scored again.
 #   results/response.sh DATA RUNS
-# DATA holds dailydialog/ and tec/ with the original files; see docs/data.md. Each run takes about an hour and a half on
-# one core; the floor under their perplexity half a minute.
+# DATA holds dailydialog/ and tec/ with the original files; see docs/data.md. Each run takes under two hours on one
+# core; the floor under their perplexity half a minute.
 # Then: python results/response_tables.py RUNS
 set -euo pipefail
 data=${1:?folder of the corpora} runs=${2:?folder for the runs}
