@@ -151,6 +151,8 @@ class Checkpointer:
         """
         self.wait()
         steps = self._steps()
+        # Else one process would begin anew, and the others wait for it.
+        self._check_all_see(max(steps, default=0))
         if not steps:
             return None
         step, loaded, damaged = self._first_whole(sorted(steps, reverse=True), target)
@@ -305,12 +307,7 @@ class Checkpointer:
         damaged: dict[int, str] = {}
         for step in steps:
             reason = self._damage(step)
-            if not all_say(-step if reason else step):
-                raise UserError(
-                    f"{self.folder}: the processes do not see the same checkpoints (here step "
-                    f"{step} is {reason or 'whole'}); expected one folder that all of them see. "
-                    "Start them again"
-                )
+            self._check_all_see(step, reason)
             if reason is None:
                 return step, self._load(step, target, partial), damaged
             damaged[step] = reason
@@ -319,6 +316,20 @@ class Checkpointer:
             + "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             + ". Restore the folder from a backup, or remove it and train again."
         )
+
+    def _check_all_see(self, step: int, reason: str | None = None) -> None:
+        """Refuses to go on where processes would go on from different checkpoints.
+
+        Args:
+          step: of the checkpoint that comes next; 0 is none.
+          reason: why it cannot be read, if it cannot.
+        """
+        if not all_say(-step if reason else step):
+            raise UserError(
+                f"{self.folder}: the processes do not see the same checkpoints (here step {step} "
+                f"is {reason or 'whole'}); expected one folder that all of them see. Start them "
+                "again"
+            )
 
     def _damage(self, step: int) -> str | None:
         """Why a checkpoint cannot be read; None if it can."""

@@ -180,6 +180,17 @@ def test_restores_onto_other_devices(tmp_path, saved_from, n_devices):
         assert shardings == jax.tree.map(lambda leaf: leaf.sharding, target)
 
 
+@pytest.mark.parametrize("saved", [0, 1])
+def test_processes_that_see_different_files(tmp_path, monkeypatch, saved):
+    """Each would go on from another step, or wait for who begins anew."""
+    checkpointer = Checkpointer(tmp_path)
+    for step in range(1, saved + 1):
+        checkpointer.save(step, make_state(step), {}, 0.5)
+    monkeypatch.setattr("erc_jax.checkpoint.all_say", lambda number: False)
+    with pytest.raises(UserError, match="the processes do not see the same checkpoints"):
+        checkpointer.restore_latest(make_state(0))
+
+
 def test_saves_what_is_donated_right_after(tmp_path):
     advance = jax.jit(
         lambda s: jax.tree.map(lambda x: (2 * x + 1).astype(x.dtype), s), donate_argnums=0
