@@ -43,10 +43,6 @@ GRACE_SECONDS = 5
 # Of XLA's errors, those that are not about the other processes.
 OWN_FAILURES = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
-# XLA reorders exchanges between CPUs that do not depend on each other, in each process as it likes;
-# where parameters are split, one then waits for what another does not send.
-IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-
 
 @contextlib.contextmanager
 def joined(how: str | None) -> Iterator[None]:
@@ -125,7 +121,6 @@ def join(how: str) -> None:
         }
         if number > 0:
             _wait_for_first(address, how)
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}".strip()
     try:
         jax.distributed.initialize(
             **explicit,
