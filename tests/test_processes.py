@@ -107,7 +107,7 @@ def scores_of(workdir):
 
 
 SYSTEMS = ("mtl_erc_es", "sent_emo_context", "fmerl", "response")
-KINDS = ("8 devices", "8 devices, split", "2 processes", "2 processes, split")
+KINDS = ("8 devices", "8 devices, split", "2 processes")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,6 @@ def runs(configs, tmp_path_factory):
         ("8 devices", lambda to: [start(named("whole"), to, devices=8)]),
         ("8 devices, split", lambda to: [start(named("split"), to, devices=8)]),
         ("2 processes", lambda to: start_two(named("whole"), to)),
-        ("2 processes, split", lambda to: start_two(named("split"), to)),
     ):
         codes, outputs = finish(processes(out / kind))
         assert not any(codes), outputs
