@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.response.scratch.layers = 2
         config.response.scratch.ffn = 512
         config.response.max_tokens = 32
+        config.response.min_length = 0  # the sample's replies are short
         config.train.epochs = 8
         config.train.steps = 0
         config.train.batch_size = 32

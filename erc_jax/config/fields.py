@@ -170,11 +170,11 @@ def base_config() -> ConfigDict:
     response.dtype = "float32"  # of the computation; "bfloat16" is faster on accelerators
     response.remat = False  # computes layers again in the backward pass instead of keeping them
     response.scratch = scratch = ConfigDict()  # a model without published weights (encoder = "")
-    scratch.vocabulary = 8000  # tokens; the tokenizer is made from the training dialogues
-    scratch.width = 256  # d
-    scratch.layers = 3  # of the encoder, and as many of the decoder
+    scratch.vocabulary = 4000  # tokens; the tokenizer is made from the training dialogues
+    scratch.width = 192  # d
+    scratch.layers = 2  # of the encoder, and as many of the decoder
     scratch.heads = 4  # of each attention
-    scratch.ffn = 1024  # width of the feed-forward networks
+    scratch.ffn = 768  # width of the feed-forward networks
 
     config.train = train = ConfigDict()
     train.epochs = 100  # at most; see patience

@@ -30,6 +30,10 @@ from erc_jax.encoders.bart_layers import (
 )
 from erc_jax.encoders.transformer import Params
 
+# Of fresh tables, as BART's authors drew them (init_std). Words and their scores share a table:
+# with flax's wider one a new model is sure of random words.
+EMBEDDING_STD = 0.02
+
 
 def shift_right(target: jax.Array, special: SpecialTokens) -> jax.Array:
     """What the decoder reads to say a text: the start token, and all but the text's last place.
@@ -80,6 +84,7 @@ class Bart(nn.Module):
             features=config.d_model,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            embedding_init=nn.initializers.normal(EMBEDDING_STD),
         )
         positions = config.max_position_embeddings + POSITION_OFFSET
         encoder_layer: Any = nn.remat(EncoderLayer) if self.remat else EncoderLayer
