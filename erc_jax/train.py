@@ -155,13 +155,11 @@ class Trainer:
         self.steps = bounded(config.train.epochs * self.steps_per_epoch, config)
         self.objectives = experiment.system.objectives()
         self.optimizers = make_optimizers(config, self.objectives, self.steps_per_epoch)
-        self.shardings = state_shardings(
-            jax.eval_shape(
-                lambda key: first_state(self.fresh_params(key), self.optimizers), jax.random.key(0)
-            ),
-            self.mesh,
-            config.mesh.rules,
+        state = jax.eval_shape(
+            lambda key: first_state(self.fresh_params(key), self.optimizers), jax.random.key(0)
         )
+        self.param_shapes = state.params
+        self.shardings = state_shardings(state, self.mesh, config.mesh.rules)
         self.joint_step = JointStep(
             self.objectives,
             self.optimizers,
@@ -298,7 +296,7 @@ class Trainer:
         """The parameters of a trained seed that scored best, with the system's reference."""
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
-            jax.eval_shape(self.fresh_params, jax.random.key(0)),
+            self.param_shapes,
         )
         step = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole)
         best, _ = Checkpointer(place.shared).restore_best(

@@ -13,9 +13,11 @@ import pytest
 
 TESTS = Path(__file__).parent
 DEVICES_FLAG = "--xla_force_host_platform_device_count"
-# Most of the tests' time is compilation, which takes half as long without LLVM's optimizations. CI
-# gives this flag another value for the comparisons with PyTorch: these are of what users run.
+# Much of the tests' time is compilation, which takes half as long without LLVM's optimizations, and
+# half of that with XLA's older emitters. CI gives the first flag another value for the comparisons
+# with PyTorch: these are of what users run.
 OPTIMIZATION_FLAG = "--xla_backend_optimization_level"
+FAST_COMPILATION = f"{OPTIMIZATION_FLAG}=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def _flags(n_devices: int) -> str:
@@ -27,7 +29,7 @@ def _flags(n_devices: int) -> str:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if OPTIMIZATION_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OPTIMIZATION_FLAG}=0".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
 if DEVICES_FLAG not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] = _flags(2)
 # Each worker of pytest-xdist imports this file and so has a cache of its own; but what one of them

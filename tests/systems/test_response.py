@@ -69,6 +69,8 @@ def config_of(place, **fields):
     scratch.heads, scratch.ffn = 2, 16
     config.response.max_tokens = 16
     config.response.beams = 2
+    config.model.dropout = config.response.attention_dropout = 0.1
+    config.response.min_length = 0
     config.train.batch_size = 16
     config.train.epochs = 3
     config.train.learning_rate = 1e-2
