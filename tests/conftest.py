@@ -51,6 +51,11 @@ LONGEST = (
     "systems/test_response.py",
     "test_export.py",
     "systems/test_fmerl_runs.py",
+    "systems/test_fine_tuning.py",
+    "test_steps.py",
+    "test_quickstart.py",
+    "benchmarks/test_scale.py",
+    "test_predict.py",
 )
 
 

@@ -27,7 +27,7 @@ from erc_jax.train import Trainer
 from tests.conftest import _flags
 from tests.systems import test_response, test_sent_emo_context
 from tests.systems.test_fmerl_runs import FIELDS as FMERL
-from tests.tiny import tiny_config
+from tests.tiny import EMOTION_ONLY, tiny_config
 
 TRIALS = int(os.environ.get("ERC_JAX_KILL_TRIALS", "3"))
 TIMEOUT = 600  # seconds, of processes that wait for each other
@@ -36,9 +36,10 @@ LONG = {"train.epochs": 20, "train.steps": 20, "log_every": 1, "train.learning_r
 
 @pytest.fixture(scope="module")
 def configs(place):
-    """Each system's config, of 20 steps, as JSON in a folder of its name."""
+    """Each system's config, of 20 steps, as JSON: NAME, and NAME-split with split parameters."""
     replies = test_response.write_corpus(place / "replies")
     made = {
+        "emotion": tiny_config(place, model__dropout=0.2, **EMOTION_ONLY),  # the quickest to start
         "mtl_erc_es": tiny_config(place, model__dropout=0.2),
         "sent_emo_context": tiny_config(place, **test_sent_emo_context.FIELDS),
         "fmerl": tiny_config(
@@ -46,11 +47,11 @@ def configs(place):
         ),
         "response": test_response.config_of(replies),
     }
-    for rules in ((), (".=largest",)):
+    for suffix, rules in (("", ()), ("-split", (".=largest",))):
         for name, config in made.items():
             config.update_from_flattened_dict(LONG | {"mesh.rules": rules})
-            save_config(config, place / ("split" if rules else "whole") / name)
-    return place
+            save_config(config, place / "configs" / f"{name}{suffix}")
+    return place / "configs"
 
 
 def start(config, workdir, *, devices, how=()):
@@ -107,7 +108,11 @@ def scores_of(workdir):
 
 
 SYSTEMS = ("mtl_erc_es", "sent_emo_context", "fmerl", "response")
-KINDS = ("8 devices", "8 devices, split", "2 processes")
+KINDS = {  # of runs that have to be like those on one device: where they are, and their suffix
+    "8 devices": ("8 devices", ""),
+    "8 devices, split": ("8 devices", "-split"),
+    "2 processes": ("2 processes", ""),
+}
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +120,14 @@ def runs(configs, tmp_path_factory):
     """Folders of the systems' runs on one device, on eight, and on two processes of four."""
     out = tmp_path_factory.mktemp("runs")
 
-    def named(kind):
-        return ",".join(str(configs / kind / name) for name in SYSTEMS)
+    def joined(names):
+        return ",".join(str(configs / name) for name in names)
 
+    on_eight = [f"{name}{suffix}" for name in SYSTEMS for suffix in ("", "-split")]
     for kind, processes in (
-        ("1 device", lambda to: [start(named("whole"), to, devices=1)]),
-        ("8 devices", lambda to: [start(named("whole"), to, devices=8)]),
-        ("8 devices, split", lambda to: [start(named("split"), to, devices=8)]),
-        ("2 processes", lambda to: start_two(named("whole"), to)),
+        ("1 device", lambda to: [start(joined(["emotion", *SYSTEMS]), to, devices=1)]),
+        ("8 devices", lambda to: [start(joined(on_eight), to, devices=8)]),
+        ("2 processes", lambda to: start_two(joined(["emotion", *SYSTEMS]), to)),
     ):
         codes, outputs = finish(processes(out / kind))
         assert not any(codes), outputs
@@ -133,7 +138,8 @@ def runs(configs, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_same_losses_and_scores(runs, system, kind):
-    alone, here = runs / "1 device" / system, runs / kind / system
+    folder, suffix = KINDS[kind]
+    alone, here = runs / "1 device" / system, runs / folder / f"{system}{suffix}"
     expected, losses = log_of(alone), log_of(here)
     assert list(losses) == list(range(1, 21))
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
@@ -196,9 +202,9 @@ def assert_ended_like(here, there):
 def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, trial):
     kind = ("1 device", "2 processes")[trial % 2]
     rng = random.Random(f"{kind} {trial}")
-    system = "mtl_erc_es"
+    system = "emotion"
     begin = start_two if kind == "2 processes" else lambda *of: [start(*of, devices=1)]
-    codes = ended(configs / "whole" / system, tmp_path, begin, rng)
+    codes = ended(configs / system, tmp_path, begin, rng)
     assert STOPPED_EXIT_CODE in codes or len(codes) > 1
     assert_ended_like(tmp_path / system, runs / kind / system)
 
@@ -206,24 +212,24 @@ def test_stopped_runs_end_like_one_that_was_not(runs, configs, tmp_path, trial):
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(runs, configs, tmp_path):
     """A run of two processes is stopped; one device ends it, as if it had been its own."""
-    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    processes = start_two(configs / "emotion", tmp_path)
     for line in processes[0].stdout:
         if line.startswith("epoch 2"):
             break
     processes[1].send_signal(signal.SIGTERM)
     codes, outputs = finish(processes)
     assert codes == [STOPPED_EXIT_CODE] * 2, outputs
-    codes, outputs = finish([start(configs / "whole" / "mtl_erc_es", tmp_path, devices=1)])
+    codes, outputs = finish([start(configs / "emotion", tmp_path, devices=1)])
     assert codes == [0], outputs
     assert "Going on from step" in outputs[0]
-    losses, expected = log_of(tmp_path / "mtl_erc_es"), log_of(runs / "1 device" / "mtl_erc_es")
+    losses, expected = log_of(tmp_path / "emotion"), log_of(runs / "1 device" / "emotion")
     assert losses.keys() == expected.keys()
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others(configs, tmp_path):
-    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path)
+    processes = start_two(configs / "emotion", tmp_path)
     for line in processes[0].stdout:
         if line.startswith("epoch"):
             break
@@ -238,10 +244,10 @@ def test_a_process_that_dies_ends_the_others(configs, tmp_path):
 @pytest.mark.slow
 def test_a_mistake_that_one_process_makes(configs, tmp_path):
     """It says so itself, at once; the other one ends, too."""
-    config = load_config(configs / "whole" / "mtl_erc_es")
+    config = load_config(configs / "emotion")
     config.data.source = str(tmp_path / "nowhere")
     save_config(config, tmp_path / "mistaken")
-    processes = start_two(configs / "whole" / "mtl_erc_es", tmp_path / "mistaken", tmp_path)
+    processes = start_two(configs / "emotion", tmp_path / "mistaken", tmp_path)
     codes, outputs = finish(processes)
     assert codes[1] == MISTAKE_EXIT_CODE
     assert "Error: " in outputs[1]
@@ -252,7 +258,7 @@ def test_a_mistake_that_one_process_makes(configs, tmp_path):
 @pytest.mark.slow
 def test_seeds_of_two_processes_save_at_the_same_time(configs, tmp_path):
     """What is saved takes longer than the next seed's turn takes to come."""
-    config = load_config(configs / "whole" / "mtl_erc_es")
+    config = load_config(configs / "emotion")
     many = {"seeds": 2, "seeds_together": 2, "train.steps": 4, "train.epochs": 2}
     config.update_from_flattened_dict(many)
     save_config(config, tmp_path / "seeds")

@@ -119,7 +119,7 @@ class SentenceEncoder:
         self.max_length = max_length
         self.reader = Reader(tokenizer, max_length, lower_case)
         self._files = files
-        self._embed = jax.jit(functools.partial(_embed, module, pooling.mode))
+        self._embed = functools.partial(_embed, module, pooling.mode)
 
     @classmethod
     def from_pretrained(
@@ -216,7 +216,7 @@ class SentenceEncoder:
                 f"most {longest}, which is how many positions {self.name} has"
             )
         other.reader = Reader(self.reader.tokenizer, other.max_length, self.reader.lower_case)
-        other._embed = jax.jit(functools.partial(_embed, self.module, other.pooling.mode))
+        other._embed = functools.partial(_embed, self.module, other.pooling.mode)
         decisive = [other.fingerprint, repr(other.pooling), other.context, other.max_length]
         other.fingerprint = fingerprint_of(decisive)
         return other
@@ -370,6 +370,8 @@ def pool(hidden: jax.Array, slots: jax.Array, mode: str) -> jax.Array:
     return weights @ hidden
 
 
+# One function for all encoders: those of one architecture are traced and compiled once.
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed(
     module: Encoder,
     mode: str,

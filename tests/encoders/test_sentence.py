@@ -2,11 +2,12 @@ import csv
 import json
 import os
 
+import jax
 import numpy as np
 import pytest
 
 from erc_jax.encoders import hub
-from erc_jax.encoders.sentence import SentenceEncoder
+from erc_jax.encoders.sentence import SentenceEncoder, _embed
 from erc_jax.errors import UserError
 
 SENTENCES = [
@@ -52,13 +53,16 @@ def test_packed_equals_one_by_one_in_order(encoder):
 
 
 def test_a_corpus_and_requests_compile_three_shapes_at_most(encoder):
+    _embed.clear_cache()
     for sentences in (random_sentences(300, 70), random_sentences(400, 70), ["we won"], ["oh"] * 9):
         encoder.encode(sentences)
-    assert encoder._embed._cache_size() == 3
-    # A corpus without long sentences needs one.
-    encoder._embed.clear_cache()
+    assert _embed._cache_size() == 3
+    # A corpus without long sentences needs one, and other weights of the same shapes none.
+    _embed.clear_cache()
     encoder.encode(random_sentences(300, 40))
-    assert encoder._embed._cache_size() == 1
+    changed = jax.tree.map(lambda leaf: leaf + 0.01, encoder.params)
+    encoder.adapted(params=changed).encode(random_sentences(300, 40))
+    assert _embed._cache_size() == 1
 
 
 def test_long_sentences_are_cut_off_where_the_model_says(tiny_model):
