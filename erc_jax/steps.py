@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from erc_jax.errors import UserError
@@ -160,9 +160,11 @@ class JointStep:
         dtype: of the computation, ``config.model.dtype``.
         vectorized: compute all rows as one.
         """
-        self._step = _step_function(objectives, optimizers, dtype)
         self._mesh, self._vectorized = mesh, vectorized
         self._in_a_row = mesh.shape[SEED_AXIS]
+        whole = PartitionSpec() if self._in_a_row > 1 else replicated(mesh)
+        split = any(leaf.spec != PartitionSpec() for leaf in jax.tree.leaves(shardings.params))
+        self._step = _step_function(objectives, optimizers, dtype, whole if split else None)
         if self._in_a_row > 1:
             shardings = jax.tree.map(side_by_side, shardings)
         self._shardings = shardings
@@ -257,8 +259,21 @@ def _step_function(
     objectives: Sequence[Objective],
     optimizers: Sequence[optax.GradientTransformation],
     dtype: str = "float32",
+    whole: NamedSharding | PartitionSpec | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """See ``make_train_step``.
+
+    Args:
+      objectives: in the order of their updates.
+      optimizers: one for each.
+      dtype: of the computation.
+      whole: where parameters lie whole, if they are split otherwise.
+    """
+
     def loss_of(objective, params, batch, key):
+        if whole is not None:
+            # Else the compiler may compute with the parts, at the price of many small exchanges.
+            params = jax.lax.with_sharding_constraint(params, whole)
         # The gradient goes through the cast and so is of the parameters' own type.
         return objective.loss(*lowered(params, batch, dtype), key)
 

@@ -7,6 +7,7 @@ in every second one it is a run of two processes.
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from erc_jax.errors import LOST_EXIT_CODE, MISTAKE_EXIT_CODE, STOPPED_EXIT_CODE,
 from erc_jax.experiment import prepare
 from erc_jax.processes import StopRequest, join
 from erc_jax.sharding import make_mesh, state_shardings
-from erc_jax.train import Trainer
+from erc_jax.train import Trainer, training_order
 from tests.conftest import _flags
 from tests.systems import test_response, test_sent_emo_context
 from tests.systems.test_fmerl_runs import FIELDS as FMERL
@@ -112,6 +113,7 @@ KINDS = {  # of runs that have to be like those on one device: where they are, a
     "8 devices": ("8 devices", ""),
     "8 devices, split": ("8 devices", "-split"),
     "2 processes": ("2 processes", ""),
+    "2 processes, split": ("2 processes", "-split"),
 }
 
 
@@ -123,11 +125,11 @@ def runs(configs, tmp_path_factory):
     def joined(names):
         return ",".join(str(configs / name) for name in names)
 
-    on_eight = [f"{name}{suffix}" for name in SYSTEMS for suffix in ("", "-split")]
+    both = [f"{name}{suffix}" for name in SYSTEMS for suffix in ("", "-split")]
     for kind, processes in (
         ("1 device", lambda to: [start(joined(["emotion", *SYSTEMS]), to, devices=1)]),
-        ("8 devices", lambda to: [start(joined(on_eight), to, devices=8)]),
-        ("2 processes", lambda to: start_two(joined(["emotion", *SYSTEMS]), to)),
+        ("8 devices", lambda to: [start(joined(both), to, devices=8)]),
+        ("2 processes", lambda to: start_two(joined(["emotion", *both]), to)),
     ):
         codes, outputs = finish(processes(out / kind))
         assert not any(codes), outputs
@@ -269,14 +271,24 @@ def test_seeds_of_two_processes_save_at_the_same_time(configs, tmp_path):
 # In this process
 
 
-def test_rules_reach_the_state_of_training(place):
-    rules = {"mesh.rules": (".=largest",)}
-    config = tiny_config(place)
-    config.update_from_flattened_dict(rules)
+def test_rules_split_the_state_and_not_the_computation(tmp_path):
+    """Each part is brought together once; computing with parts exchanges many small arrays."""
+    config = test_response.config_of(test_response.write_corpus(tmp_path))
+    config.mesh.rules = (".=largest",)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("erc_jax.sharding.LEAST_SPLIT", 1)
-        shardings = jax.tree.leaves(Trainer(config, prepare(config)).shardings)
-    assert any("data" in sharding.spec for sharding in shardings)
+        trainer = Trainer(config, prepare(config))
+    split = ["data" in leaf.spec for leaf in jax.tree.leaves(trainer.shardings.params)]
+    assert sum(split) > len(split) / 2
+    state = trainer.new_state(trainer.fresh_params(jax.random.key(0)))
+    items = training_order(trainer.examples, config.train.batch_size, 0, 0)[0]
+    seeds, stepping = np.zeros((1, 1), np.uint32), np.ones((1, 1), bool)
+    batch = trainer._joint_batch([items], (1, 1))
+    step = trainer.joint_step._jitted(1).lower([state], batch, seeds, stepping, (0,))
+    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+)\(", step.compile().as_text())
+    assert set(exchanges) == {"all-gather", "all-reduce"}
+    assert exchanges.count("all-gather") <= sum(split)
+    assert exchanges.count("all-reduce") <= 5  # gradients together, and sums
 
 
 def test_one_process_alone_is_stopped_by_sigterm():
