@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every run behind the tables of emotion-aware replies in docs/results.md; a finished run is only scored again.
 #   results/response.sh DATA RUNS
-# DATA holds dailydialog/ and tec/ with the original files; see docs/data.md. Each run takes under two hours on one
+# DATA holds dailydialog/ and tec/ with the original files; see docs/data.md. Each run takes about an hour on one
 # core; the floor under their perplexity half a minute.
 # Then: python results/response_tables.py RUNS
 set -euo pipefail
