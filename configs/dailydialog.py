@@ -15,8 +15,8 @@ The variant ``sent_emo_context``, on the same embeddings:
 
 The variant ``response,size=tiny``, from scratch, with ``tasks=R``:
 
-    expected test perplexity, seed 0: 41.79; its replies are few and general
-    time on one CPU core: under two hours
+    expected test perplexity, seed 0: 29.13
+    time on one CPU core: about an hour
 """
 
 from ml_collections import ConfigDict

@@ -54,15 +54,15 @@ class Predictor:
         Returns:
           Name to array [N, ...].
         """
-        whole = replicated(self._mesh)
+        everywhere = replicated(self._mesh)
 
         def outputs_of(params, batch):
-            params = jax.lax.with_sharding_constraint(params, whole)  # they may be split
+            params = jax.lax.with_sharding_constraint(params, everywhere)  # they may be split
             outputs = function(*lowered(params, batch, self._system.dtype))
             return batch.real, batch.ids, outputs
 
         # Whole on every device, so that every process has the outputs of all.
-        jitted = self._jitted.setdefault(function, jax.jit(outputs_of, out_shardings=whole))
+        jitted = self._jitted.setdefault(function, jax.jit(outputs_of, out_shardings=everywhere))
         pending = []
         for items in examples.batches(self._batch_size, np.random.default_rng(0)):
             batch = examples.batch(items, self._mesh.size)
