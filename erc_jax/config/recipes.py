@@ -162,10 +162,10 @@ def response(config: ConfigDict, variant: str) -> ConfigDict:
             config.encoder = ""
             # By perplexity it is judged, which smoothing worsens.
             config.response.label_smoothing = 0.0
-            # In these few epochs validation perplexity falls to the end, and a step takes less.
+            # In these few epochs validation perplexity falls to the end as it is.
             config.model.dropout = config.response.attention_dropout = 0.0
-            # The likeliest replies of a small model are short, and about the same to everything; the
-            # start token counts, and <s>.
+            # The likeliest replies of a small model are short, and about the same to everything. The
+            # start token and <s> count.
             config.response.min_length = 10
             # As many steps with every combination of tasks.
             config.train.epochs, config.train.steps = 8, 12_000
