@@ -164,8 +164,8 @@ def response(config: ConfigDict, variant: str) -> ConfigDict:
             config.response.label_smoothing = 0.0
             # In these few epochs validation perplexity falls to the end as it is.
             config.model.dropout = config.response.attention_dropout = 0.0
-            # The likeliest replies of a small model are short, and about the same to everything. The
-            # start token and <s> count.
+            # The likeliest replies of a small model are short, and about the same to everything.
+            # The start token and <s> count.
             config.response.min_length = 10
             # As many steps with every combination of tasks.
             config.train.epochs, config.train.steps = 8, 12_000
