@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from erc_jax.encoders.bart import EMBEDDING_STD
 from erc_jax.encoders.bart_config import SpecialTokens
 from erc_jax.encoders.new_tokenizer import train_tokenizer
 from erc_jax.encoders.seq2seq import Seq2Seq
@@ -100,7 +101,7 @@ def test_a_new_model_is_a_function_of_its_arguments(new, tokenizer):
     assert other.sha256 != new.sha256
     table, other_table = (np.asarray(m.params["shared"]["embedding"]) for m in (new, other))
     assert np.abs(table - other_table).max() > 0.01
-    assert table.std() == pytest.approx(24**-0.5, rel=0.1)
+    assert table.std() == pytest.approx(EMBEDDING_STD, rel=0.1)
     assert Seq2Seq.from_scratch(tokenizer, **SIZES | {"ffn": 41}).sha256 != new.sha256
     assert Seq2Seq.from_scratch(train_tokenizer([], 261), **SIZES).sha256 != new.sha256
 
