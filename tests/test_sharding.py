@@ -12,13 +12,34 @@ import pytest
 
 from erc_jax.config import base_config
 from erc_jax.data.batching import make_examples, training_order
-from erc_jax.sharding import DATA_AXIS, SEED_AXIS, make_mesh, over_blocks, replicated
+from erc_jax.sharding import (
+    DATA_AXIS,
+    SEED_AXIS,
+    make_mesh,
+    map_blocks,
+    over_blocks,
+    replicated,
+)
 from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems import make_system
 
 BATCH_SIZE = 8
 EPOCHS = 2
 SEVERAL = 2  # as tests/conftest.py has it
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2])
+def test_blocks_are_each_by_itself(n_blocks):
+    x, at = jnp.arange(12.0).reshape(2, 3, 2)[:n_blocks], jnp.array([[0, 2], [1, 1]])[:n_blocks]
+
+    def of_block(block, chosen):
+        assert block.ndim == 2
+        return {"all": block.sum(), "chosen": block if chosen is None else block[chosen]}
+
+    found, rest = map_blocks(of_block, x, at), map_blocks(of_block, x, None)
+    np.testing.assert_array_equal(found["all"], x.sum((1, 2)))
+    np.testing.assert_array_equal(found["chosen"], np.take_along_axis(x, at[..., None], 1))
+    np.testing.assert_array_equal(rest["chosen"], x)
 
 
 def test_meshes():

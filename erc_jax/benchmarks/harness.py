@@ -351,6 +351,8 @@ def report(
     work: Mapping[str, Work],
     peak: Peak,
     threads: int,
+    *,
+    judged: bool = True,
 ) -> dict[str, Any]:
     """Prints a benchmark's table and returns it as a JSON object.
 
@@ -362,6 +364,7 @@ def report(
       work: case to what was done in them.
       peak: the machine's limit.
       threads: of each side.
+      judged: False where even a well-written peer stays far below the peak: of products of few rows.
     """
     record: dict[str, Any] = {
         "title": title,
@@ -409,7 +412,7 @@ def report(
     print_table(["", "step", f"{item}/s", "of peak", "ratio"], rows)
     judge = next(iter(times))
     record["counts"] = None
-    if seconds := times[judge].peer:
+    if judged and (seconds := times[judge].peer):
         padded = work[judge].padded
         busy = _median_rate(padded or work[judge].flops, seconds) / peak.flops
         record["torch_busy"] = round(busy, 3)

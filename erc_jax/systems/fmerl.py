@@ -38,6 +38,7 @@ from erc_jax.data.modalities import Modalities
 from erc_jax.errors import UserError
 from erc_jax.layers.fusion import Fusion
 from erc_jax.losses import contrast, masked_squared_error
+from erc_jax.sharding import map_blocks
 from erc_jax.systems import REFERENCE, Params, Recognition, Run, Task
 
 
@@ -225,7 +226,7 @@ class Fmerl(Recognition):
         def of_block(block: Batch) -> Any:
             return self._model.apply({"params": params}, block, key)
 
-        vectors, ratings = jax.vmap(of_block)(batch)
+        vectors, ratings = map_blocks(of_block, batch)
         cosines = vectors.astype(jnp.float32) @ jnp.asarray(self._emotion_vectors).T
         return cosines, ratings
 

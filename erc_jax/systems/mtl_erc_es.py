@@ -38,6 +38,7 @@ from erc_jax.layers.attention import ShiftUnit
 from erc_jax.layers.dropout import Dropout, PairDropout
 from erc_jax.layers.recurrent import PackedBiLSTM
 from erc_jax.losses import cross_entropy
+from erc_jax.sharding import map_blocks
 from erc_jax.systems import HEAD, Params, Recognition, Task
 
 LEVELS = ("global", "speaker")
@@ -182,7 +183,7 @@ class MtlErcEs(Recognition):
         def of_block(block: Batch) -> Any:
             return self._model.apply({"params": params}, block, key)
 
-        return jax.vmap(of_block)(batch)
+        return map_blocks(of_block, batch)
 
     def loss(
         self, params: Params, batch: Batch, key: jax.Array

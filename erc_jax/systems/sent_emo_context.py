@@ -47,6 +47,7 @@ from erc_jax.layers.isolated import MLP, StackedLSTM
 from erc_jax.layers.recurrent import gather_rows, scatter_back
 from erc_jax.layers.transformer import TransformerLayer
 from erc_jax.losses import batch_class_weights, cross_entropy, triplet_loss
+from erc_jax.sharding import map_blocks
 from erc_jax.systems import HEAD, REFERENCE, Objective, Params, Recognition, Run, Task
 from erc_jax.triplets import verification_with_chance
 
@@ -275,7 +276,7 @@ class SentEmoContext(Recognition):
             drop = Dropout(encoder_key, ids, self._dropout, self._channels)
             return self._encoder.apply({"params": params["context"]}, x, drop)
 
-        return jax.vmap(of_block, (0, None if anchors is None else 0))(batch, anchors)
+        return map_blocks(of_block, batch, anchors)
 
     def _logits(
         self,
@@ -311,8 +312,8 @@ class SentEmoContext(Recognition):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of the classifier on the sentence embeddings themselves."""
         input_key, classifier_key = jax.random.split(key)
-        vectors = jax.vmap(lambda block, at: self._input(block, input_key)[at])(
-            batch.utterances, batch.anchors
+        vectors = map_blocks(
+            lambda block, at: self._input(block, input_key)[at], batch.utterances, batch.anchors
         )
         loss = self._classification(params, batch, vectors, classifier_key)
         return loss, {"cross_entropy": loss}

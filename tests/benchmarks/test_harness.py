@@ -92,7 +92,7 @@ def test_without_a_peer(why, monkeypatch):
         assert sides.measure("sleep", 2, warm_up=0).peer == ()
 
 
-def report(peer_seconds, padded=None):
+def report(peer_seconds, padded=None, **options):
     flops = 1e12
     return harness.report(
         "title",
@@ -101,6 +101,7 @@ def report(peer_seconds, padded=None):
         {"train": harness.Work([10, 10], [flops, flops], padded)},
         harness.Peak("cpu", 100, "float32", flops),
         threads=2,
+        **options,
     )
 
 
@@ -121,6 +122,11 @@ def test_report(capsys, tmp_path):
 def test_a_slow_peer_does_not_count(capsys):
     assert not report(peer_seconds=2.1)["counts"]
     assert "The comparison does not count" in capsys.readouterr().out
+
+
+def test_a_peer_that_cannot_be_fast_is_not_judged(capsys):
+    assert report(peer_seconds=2.1, judged=False)["counts"] is None
+    assert "does not count" not in capsys.readouterr().out
 
 
 def test_padding_counts_as_work_of_the_peer(capsys):
