@@ -113,6 +113,7 @@ KINDS = {  # of runs that have to be like those on one device: where they are, a
     "8 devices": ("8 devices", ""),
     "8 devices, split": ("8 devices", "-split"),
     "2 processes": ("2 processes", ""),
+    "2 processes, split": ("2 processes", "-split"),
 }
 
 
@@ -128,7 +129,7 @@ def runs(configs, tmp_path_factory):
     for kind, processes in (
         ("1 device", lambda to: [start(joined(["emotion", *SYSTEMS]), to, devices=1)]),
         ("8 devices", lambda to: [start(joined(both), to, devices=8)]),
-        ("2 processes", lambda to: start_two(joined(["emotion", *SYSTEMS]), to)),
+        ("2 processes", lambda to: start_two(joined(["emotion", *both]), to)),
     ):
         codes, outputs = finish(processes(out / kind))
         assert not any(codes), outputs

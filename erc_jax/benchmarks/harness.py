@@ -364,7 +364,7 @@ def report(
       work: case to what was done in them.
       peak: the machine's limit.
       threads: of each side.
-      judged: False where even a well-written peer stays far below the peak: of products of few rows.
+      judged: False where products have so few rows that no peer comes near the peak.
     """
     record: dict[str, Any] = {
         "title": title,

@@ -5,7 +5,8 @@ seeds at once, each with its own batch, against as many single steps in turn. Th
 measured: seeds one after another in one program ("unrolled"), and as one computation ("vmapped");
 and, where there are several devices, or cores that can pretend to be some, seeds on devices of
 their own ("side by side"). The cost of a seed is the joint step's time by that of the single steps,
-which have one device, or all cores; below 1 it pays.
+which have one device, or all cores; below 1 it pays. In one program the seeds' batches have one
+shape, that of the largest: "padding" is how much larger it is than that of the single steps.
 
 "devices": the losses of some steps on 1, 2, 4 and 8 devices, each with 8 dialogues, against the
 same batches on one. On a CPU the devices are pretended: it is about correctness, not about speed.
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with harness.Worker(f"{OURS}:seed_cases", options, args.threads) as worker:
         facts = worker.value("facts")
         for n_seeds in args.seeds:
+            padding = facts["places"][n_seeds] / facts["places"][1]
             for way in args.ways:
                 if way == "side by side" and math.gcd(n_seeds, facts["devices"]) == 1:
                     continue
@@ -76,14 +78,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                         f"{n_seeds} seeds, {way}",
                         *(f"{joint:.1f} ms", f"{joint / n_seeds:.1f} ms", f"{apart:.1f} ms"),
                         f"{cost:.2f}",
+                        f"{padding:.2f}",
                     ]
                 )
-                record["seeds"][f"{n_seeds} {way}"] = {"ms": joint, "apart_ms": apart, "cost": cost}
+                record["seeds"][f"{n_seeds} {way}"] = {
+                    **{"ms": joint, "apart_ms": apart, "cost": cost},
+                    "padding": padding,
+                }
     print(
         f"Mtl-ERC-ES, d = {args.width}, {args.dtype}, batches of {DIALOGUES_PER_BATCH} dialogues "
         f"per seed; {facts['device']}, {args.threads} threads"
     )
-    header = ["", "a step of all", "per seed", "single steps", "cost of a seed"]
+    header = ["", "a step of all", "per seed", "single steps", "cost of a seed", "padding"]
     harness.print_table(header, rows)
 
     with harness.Worker(

@@ -45,6 +45,11 @@ def seed_cases(
     params = jax.jit(system.init)(jax.random.key(0), blank)
     fresh = jax.device_get(first_state(params, optimizers))
 
+    joint = {
+        n: [examples.joint_batch(of, 1) for of in seed_batches(examples.n_items, n, n_batches)]
+        for n in {1, *seeds}
+    }
+
     def stepper(n_devices: int, n_seeds: int, vectorized: bool) -> Callable[[int], None]:
         """A function that takes a step with batches, and keeps the states."""
         mesh = make_mesh(jax.devices()[:n_devices], seeds=n_devices)
@@ -59,7 +64,7 @@ def seed_cases(
         states = [jax.device_put(row, places) for _ in range(n_seeds // n_devices)]
         numbers = np.arange(n_seeds, dtype=np.uint32).reshape(-1, n_devices)
         all_of_them = np.ones_like(numbers, bool)
-        batches = [in_rows(examples.joint_batch(of, 1), mesh) for of in chosen[n_seeds]]
+        batches = [in_rows(batch, mesh) for batch in joint[n_seeds]]
 
         def run(number: int) -> None:
             results = step(states, batches[number % n_batches], numbers, all_of_them, (0,))
@@ -68,12 +73,13 @@ def seed_cases(
 
         return run
 
-    chosen = {number: seed_batches(examples.n_items, number, n_batches) for number in {1, *seeds}}
     alone = stepper(1, 1, vectorized=False)
     cases: dict[str, Any] = {
         "facts": lambda step: {
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
+            # Places for utterances in a seed's batch.
+            "places": {n: np.mean([b.real.shape[-1] for b in joint[n]]) for n in joint},
         }
     }
     for n_seeds in seeds:
