@@ -133,10 +133,7 @@ def runs(configs, tmp_path_factory):
     for kind, processes in (
         ("1 device", lambda to: [start(joined(["emotion", *SYSTEMS]), to, devices=1)]),
         ("8 devices", lambda to: [start(joined(both), to, devices=8)]),
-        (
-            "2 processes",
-            lambda to: start_two(joined(["emotion", *(both if FULL else SYSTEMS)]), to),
-        ),
+        ("2 processes", lambda to: start_two(joined(of_two), to)),
     ):
         codes, outputs = finish(processes(out / kind))
         assert not any(codes), outputs
