@@ -334,6 +334,8 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
       UserError: the page cannot be written.
     """
     names = comparison.shown_scores
+    drawn = {"weighted_f1", "macro_f1", "mcc"}
+    drawn |= {run.selected_on[1] for run in comparison.runs.values()}
     shown = [
         charts.intervals(
             name,
@@ -345,7 +347,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
             name,
         )
         for score, name in names.items()
-        if score in ("weighted_f1", "macro_f1", "mcc")
+        if score in drawn
     ]
     write_page(
         path,
@@ -367,8 +369,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 def _described(run: FinishedRun) -> str:
     encoder = Path(run.facts.get("encoder", {}).get("name", "no encoder")).name
     seeds = f"{len(run.folders)} seed{'s' * (len(run.folders) > 1)}"
-    commit = (run.facts.get("commit") or "unknown")[:8]
-    return f"{run.workdir}: {run.facts['system']} on {encoder}, {seeds}, commit {commit}"
+    return f"{run.workdir}: {run.facts['system']} on {encoder}, {seeds}, commit {run.commit or 'unknown'}"
 
 
 def score_rows(comparison: Comparison) -> list[tuple[str, ...]]:

@@ -45,6 +45,12 @@ class FinishedRun:
         return split, metric
 
     @property
+    def commit(self) -> str:
+        """Its first digits, with the "+" of a changed checkout; "" of an installed package."""
+        commit = self.facts.get("commit") or ""
+        return commit[:12] + ("+" if commit[12:].endswith("+") else "")
+
+    @property
     def replies(self) -> bool:
         """Whether it is of the system that replies, be it with classification heads alone."""
         return self.facts["system"] == RESPONSE

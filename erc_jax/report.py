@@ -142,7 +142,7 @@ def _facts(run: FinishedRun) -> list[tuple[str, str]]:
         rows += [("model", str(facts.get("model"))), ("prompt", str(facts.get("prompt")))]
     versions = facts.get("versions", {})
     rows.append(("versions", ", ".join(f"{name} {v}" for name, v in versions.items() if v)))
-    rows.append(("commit", facts.get("commit") or "an installed package"))
+    rows.append(("commit", run.commit or "an installed package"))
     return rows
 
 

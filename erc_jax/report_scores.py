@@ -194,7 +194,7 @@ def learning_curves(run: FinishedRun) -> list[tuple[Any, str]]:
             scores,
             f"{split} {score_name(metric)}",
             ("epoch", score_name(metric)),
-            f"{split} {score_name(metric)}, by which the checkpoint is chosen.{dot}",
+            f"{split.capitalize()} {score_name(metric)}, by which the checkpoint is chosen.{dot}",
         ),
     ):
         # A perplexity may be infinite at first.

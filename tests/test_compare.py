@@ -111,6 +111,19 @@ def test_the_page(three, tmp_path):
     assert f"{100 * change_f1:+.2f}" in text
     assert "A: 0, B: 0, C: 7" in text
     assert reader.tags.count("svg") == 3
+    assert "commit 0123456789ab" in text
+    assert "0123456789abcdef" not in text
+
+
+def test_the_score_that_chose_the_checkpoints_is_drawn(three, tmp_path):
+    change(
+        three[1] / "metrics.json",
+        lambda content: content["run"].update(selected_on="validation micro_f1_no_neutral"),
+    )
+    write_comparison(compare(three), tmp_path / "compare.html")
+    text = (tmp_path / "compare.html").read_text()
+    assert Reader(text).tags.count("svg") == 4
+    assert "micro F1 without neutral of each run with its 95% interval" in text
 
 
 def test_texts_are_no_markup(tmp_path):
