@@ -369,7 +369,8 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 def _described(run: FinishedRun) -> str:
     encoder = Path(run.facts.get("encoder", {}).get("name", "no encoder")).name
     seeds = f"{len(run.folders)} seed{'s' * (len(run.folders) > 1)}"
-    return f"{run.workdir}: {run.facts['system']} on {encoder}, {seeds}, commit {run.commit or 'unknown'}"
+    commit = run.commit or "unknown"
+    return f"{run.workdir}: {run.facts['system']} on {encoder}, {seeds}, commit {commit}"
 
 
 def score_rows(comparison: Comparison) -> list[tuple[str, ...]]:
