@@ -115,8 +115,10 @@ def show_scores(content: Mapping[str, Any], console: Console | None = None) -> N
         _say_if_synthetic(console, content)
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("split", "task", *HEADLINES.values()):
+    for name in ("split", "task"):
         table.add_column(name, no_wrap=True)
+    for name in HEADLINES.values():
+        table.add_column(name)  # where a terminal is narrow, a deviation goes below its mean
     for split in splits:
         block = content[split]
         tasks = {k: v for k, v in block.items() if isinstance(v, dict) and "per_class" in v}
@@ -169,7 +171,7 @@ def _show_reply_scores(console: Console, blocks: Mapping[str, Mapping[str, Any]]
     if any(name in block for block in blocks.values() for name in REPLY_SCORES):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for name in ("split", *(name.replace("_", " ") for name in REPLY_SCORES)):
-            table.add_column(name, no_wrap=True)
+            table.add_column(name)
         for split, block in blocks.items():
             cells = [_score(block, name, digits) for name, digits in REPLY_SCORES.items()]
             table.add_row(Text(split), *cells)

@@ -109,6 +109,10 @@ def test_scores_of_several_seeds():
     assert "617" in text  # utterances of the split; 1234 are those of both seeds
     assert "interval" not in text
     assert "synthetic" not in text
+    # In a narrow terminal, and in a file: no figure is cut off.
+    narrow = shown(show_scores, {"test": several, "run": {"seeds": [0, 1]}}, width=70)
+    assert "0.0123" in narrow
+    assert "…" not in narrow
 
 
 def test_ratings_and_heads_of_several_seeds():
