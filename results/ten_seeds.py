@@ -1,8 +1,9 @@
 """Compares ten seeds in one program with the ten runs that they would be alone.
 
-python results/ten_seeds.py RUNS
+python results/ten_seeds.py RUNS [FLAGS]
 
-Mtl-ERC-ES on the sample corpus, as configs/quickstart.py has it; RUNS is a new folder for both.
+Mtl-ERC-ES on the sample corpus, as configs/quickstart.py has it but for further FLAGS; RUNS is a
+new folder for both.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ SEEDS = 10
 STEPS = 20  # whose losses are compared: after many more, rounding has grown to other numbers
 
 
-def main(runs: Path) -> None:
+def main(runs: Path, further: Sequence[str]) -> None:
     for name, together in (("alone", 1), ("together", SEEDS)):
         options = {"seeds": SEEDS, "seeds_together": together, "log_every": 1}
         flags = [f"--config.{field}={value}" for field, value in options.items()]
-        command = [sys.executable, "-m", "erc_jax.main", "--config", "quickstart", *flags]
+        command = [sys.executable, "-m", "erc_jax.main", "--config", "quickstart", *flags, *further]
         subprocess.run([*command, "--workdir", str(runs / name)], check=True)
 
     print(f"| seed | largest difference in {STEPS} steps, relative | epochs alone | together |")
@@ -54,4 +56,4 @@ def epochs_of(lines: list[dict[str, Any]]) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
