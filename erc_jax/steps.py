@@ -120,16 +120,23 @@ def decayed(params: Params) -> Any:
 
 
 def make_train_step(
-    objectives: Sequence[Objective], optimizers: Sequence[optax.GradientTransformation]
+    objectives: Sequence[Objective],
+    optimizers: Sequence[optax.GradientTransformation],
+    dtype: str = "float32",
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """One jitted step: an update per objective; the state is donated, shardings are the arguments'.
+
+    Args:
+      objectives: in the order of their updates.
+      optimizers: one for each.
+      dtype: of the computation, ``config.model.dtype``.
 
     Returns:
       (state, batch, seed uint32 [], numbers of the objectives to use; by default all) to (new
       state, {"loss", the sum, and its parts: float32 []}).
     """
     return jax.jit(
-        _step_function(objectives, optimizers), donate_argnums=0, static_argnames="active"
+        _step_function(objectives, optimizers, dtype), donate_argnums=0, static_argnames="active"
     )
 
 

@@ -80,7 +80,6 @@ def flops(config: Sizes, lengths: Sequence[int], training: bool) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=tuple(PAIRS), default="encode")
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2", help="name or folder")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sentences", type=int, default=2000, help="to encode")
     parser.add_argument("--batch-size", type=int, default=32, help="utterances in a training step")
     parser.add_argument("--dropout", type=float, default=0.0, help="of hidden states, in training")
@@ -101,10 +100,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         what = f"fine-tuning, batches of {args.batch_size} utterances, dropout {args.dropout:g}"
         item, warm_up = "utterances", args.batches
     ours, peer = (f"{module}:{args.task}_cases" for module in (OURS, PEER))
-    alone = args.dtype != "float32"
-    with harness.two_sides(
-        ours, None if alone else peer, {**options, "dtype": args.dtype}, args.threads
-    ) as sides:
+    with harness.two_sides(ours, peer, options, args.threads, args.dtype) as sides:
         peak = sides.peak(args.pairs)
         times = sides.measure(args.task, args.pairs, warm_up)
         work = _work(sides, args.pairs)
@@ -118,7 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.threads,
     )
     print(f"\nOurs was compiled for {compiles} shapes in all.")
-    return {**record, "dtype": args.dtype, "compiles": compiles}
+    return {**record, "compiles": compiles}
 
 
 def _work(sides: harness.Sides, pairs: int) -> harness.Work:

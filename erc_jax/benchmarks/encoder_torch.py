@@ -122,7 +122,7 @@ def train_step(
     return loss.detach()
 
 
-def encode_cases(encoder: str, n_sentences: int, dtype: str) -> harness.Cases:
+def encode_cases(encoder: str, n_sentences: int) -> harness.Cases:
     _prepare()
     module = MeanEncoder(encoder).eval()
     tokenizer = Tokenizer(encoder)
@@ -136,9 +136,7 @@ def encode_cases(encoder: str, n_sentences: int, dtype: str) -> harness.Cases:
     return {**harness.torch_product(), "encode": run, "padded": lambda step: padded}
 
 
-def train_cases(
-    encoder: str, batch_size: int, n_batches: int, dropout: float, dtype: str
-) -> harness.Cases:
+def train_cases(encoder: str, batch_size: int, n_batches: int, dropout: float) -> harness.Cases:
     _prepare()
     module = Classifier(encoder, dropout).train()
     optimizer = make_optimizer(module)

@@ -3,8 +3,8 @@
 16 dialogues of about 50 utterances a batch: 703 utterances, in 1136 places where dialogues are
 padded to the longest. Features have the widths of IEMOCAP's (1024 of RoBERTa, 1582 of openSMILE,
 342 of the face), all inner vectors one width, d. A step is forward, backward and Adam of the whole
-model, in float32: fusion, the three VAD nets, and the comparison with six descriptions. Features
-and labels are random. Without dropout, both sides compute the same.
+model: fusion, the three VAD nets, and the comparison with six descriptions. Features and labels
+are random. Without dropout, both sides compute the same.
 
 Ours is paired with two peers in turn:
 
@@ -103,7 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     options = {"width": args.width, "n_batches": args.batches}
-    with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
+    with harness.two_sides(
+        f"{OURS}:cases", f"{PEER}:cases", options, args.threads, args.dtype
+    ) as sides:
         peak = sides.peak(args.pairs)
         times = {case: sides.measure(case, args.pairs, warm_up=args.batches) for case in CASES}
     longest = [max(LENGTHS)] * len(LENGTHS)

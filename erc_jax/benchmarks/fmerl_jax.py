@@ -35,7 +35,7 @@ class Descriptions:
         return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def make_system(width: int) -> Fmerl:
+def make_system(width: int, dtype: str = "float32") -> Fmerl:
     config = base_config()
     config.fmerl.modalities = tuple(WIDTHS)
     config.fmerl.width = config.fmerl.ffn = width
@@ -44,17 +44,18 @@ def make_system(width: int) -> Fmerl:
     config.fmerl.vad.hidden_layers = HIDDEN_LAYERS
     config.fmerl.centred = False
     config.model.dropout = 0.0
+    config.model.dtype = dtype
     config.model.normalize_input = False
     return Fmerl(config, LabelSpace(EMOTIONS, vad_scale=(0.0, 1.0)), Descriptions())
 
 
-def cases(width: int, n_batches: int) -> harness.Cases:
-    system = make_system(width)
+def cases(width: int, n_batches: int, dtype: str) -> harness.Cases:
+    system = make_system(width, dtype)
     examples = sample(n_batches)
     arrays = [jax.device_put(examples.batch(dialogues)) for dialogues in batches(n_batches)]
     optimizers = (optax.adam(LEARNING_RATE),)
     state = first_state(system.init(jax.random.key(0), arrays[0]), optimizers)
-    train_step = make_train_step(system.objectives(), optimizers)
+    train_step = make_train_step(system.objectives(), optimizers, dtype)
 
     def train(step: int) -> None:
         nonlocal state
@@ -62,4 +63,4 @@ def cases(width: int, n_batches: int) -> harness.Cases:
         jax.block_until_ready((state, losses))
 
     # One step of ours, whichever peer it is paired with.
-    return {**harness.jax_product(), **dict.fromkeys(CASES, train)}
+    return {**harness.jax_product(dtype), **dict.fromkeys(CASES, train)}

@@ -227,26 +227,27 @@ class Sides:
 
 @contextlib.contextmanager
 def two_sides(
-    ours: str, peer: str | None, options: Mapping[str, Any], threads: int
+    ours: str, peer: str, options: Mapping[str, Any], threads: int, dtype: str = "float32"
 ) -> Iterator[Sides]:
-    """Starts the workers, and ends them.
+    """Starts the workers, and ends them. Ours is alone on accelerators, and in bfloat16.
 
     Args:
       ours: "module:function" of our cases, among them those of ``jax_product``.
-      peer: the same of the peer, with ``torch_product``; None leaves ours alone.
-      options: what to benchmark; both functions are called with them.
+      peer: the same of the peer, with ``torch_product``.
+      options: what to benchmark; both functions are called with them, ours with ``dtype``, too.
       threads: of each side.
+      dtype: of the computation.
     """
     with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(Worker(ours, options, threads))
+        worker = stack.enter_context(Worker(ours, {**options, "dtype": dtype}, threads))
         comparable = (
-            peer is not None
+            dtype == "float32"
             and importlib.util.find_spec("torch") is not None
             and worker.value("facts")["device"] == "cpu"
         )
         yield Sides(
             worker,
-            stack.enter_context(Worker(peer, options, threads)) if peer and comparable else None,
+            stack.enter_context(Worker(peer, options, threads)) if comparable else None,
         )
 
 
@@ -305,6 +306,7 @@ def main(name: str, benchmark: ModuleType, argv: Sequence[str]) -> None:
     if getattr(benchmark, "IN_PAIRS", True):
         parser.add_argument("--pairs", type=int, default=20, help="of steps that count")
         parser.add_argument("--batches", type=int, default=5, help="different ones, taken in turn")
+        parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", help="file for the figures")
     benchmark.add_arguments(parser)
     args = parser.parse_args(argv)
@@ -369,6 +371,7 @@ def report(
     record: dict[str, Any] = {
         "title": title,
         "machine": {"device": peak.device, **machine(threads)},
+        "dtype": peak.dtype,
         "peak_gflops": round(peak.flops / 1e9, 1),
         "pairs": len(next(iter(times.values())).ours),
         "cases": {},

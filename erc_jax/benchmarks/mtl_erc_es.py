@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _against_torch(args: argparse.Namespace) -> dict[str, Any]:
     options = {"model": args.model, "width": args.width, "n_batches": args.batches}
-    with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
+    with harness.two_sides(
+        f"{OURS}:cases", f"{PEER}:cases", options, args.threads, args.dtype
+    ) as sides:
         peak = sides.peak(args.pairs)
         times = {case: sides.measure(case, args.pairs, warm_up=args.batches) for case in CASES}
     examples = sample(width=2)

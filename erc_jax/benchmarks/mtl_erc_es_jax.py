@@ -12,29 +12,30 @@ from erc_jax.benchmarks.mtl_erc_es import CLASSES, batches, dropout_of, sample, 
 from erc_jax.config import base_config
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.layers.recurrent import PackedBiLSTM
-from erc_jax.steps import first_state, make_train_step
+from erc_jax.steps import first_state, lowered, make_train_step
 from erc_jax.systems.mtl_erc_es import MtlErcEs
 
 
-def make_system(model: str) -> MtlErcEs:
+def make_system(model: str, dtype: str = "float32") -> MtlErcEs:
     config = base_config()
     config.tasks.shift = "shift_global" in tasks_of(model)
     config.model.dropout = dropout_of(model)
+    config.model.dtype = dtype
     config.model.normalize_input = False
     emotions = tuple(f"emotion {number}" for number in range(CLASSES["emotion"]))
     polarity = {name: SENTIMENTS[i % len(SENTIMENTS)] for i, name in enumerate(emotions)}
     return MtlErcEs(config, LabelSpace(emotions, None, polarity))
 
 
-def cases(model: str, width: int, n_batches: int) -> harness.Cases:
-    system = make_system(model)
+def cases(model: str, width: int, n_batches: int, dtype: str) -> harness.Cases:
+    system = make_system(model, dtype)
     examples = sample(width)
     arrays = [jax.device_put(examples.batch(b)) for b in batches(examples, n_batches)]
     optimizers = (optax.adam(1e-4),)
     params = jax.jit(system.init)(jax.random.key(0), arrays[0])
     state = first_state(params, optimizers)
-    train_step = make_train_step(system.objectives(), optimizers)
-    predict_step = jax.jit(system.predict)
+    train_step = make_train_step(system.objectives(), optimizers, dtype)
+    predict_step = jax.jit(lambda params, batch: system.predict(*lowered(params, batch, dtype)))
 
     def train(step: int) -> None:
         nonlocal state
@@ -44,7 +45,7 @@ def cases(model: str, width: int, n_batches: int) -> harness.Cases:
     def predict(step: int) -> None:
         jax.block_until_ready(predict_step(state.params, arrays[step % n_batches]))
 
-    return {**harness.jax_product(), "train": train, "predict": predict}
+    return {**harness.jax_product(dtype), "train": train, "predict": predict}
 
 
 def speaker_cases(width: int, n_batches: int) -> harness.Cases:

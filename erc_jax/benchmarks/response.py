@@ -1,7 +1,7 @@
 """Emotion-aware replies: a training step, and the search for replies, against PyTorch.
 
 Both sides have the same BART, of the base model's sizes unless --encoder names another, and the
-same random pairs: 8 a batch, of 64 tokens each, so that nothing is padded. All is float32.
+same random pairs: 8 a batch, of 64 tokens each, so that nothing is padded.
 
 "train": one step is forward, backward and AdamW of task R, with label smoothing and clipped
 gradients. Without dropout, both sides compute the same.
@@ -120,7 +120,7 @@ def _read_for_each_word(config: BartConfig) -> int:
 
 
 def bytes_of_search(config: BartConfig) -> int:
-    """Bytes that the decoder has to read in a step of "generate", all float32.
+    """Bytes that the decoder has to read in a step of "generate" in float32.
 
     For each word of a reply the weights, once for all hypotheses; keys and values of the sources;
     and those of the hypotheses' own words.
@@ -164,7 +164,7 @@ def _task(args: argparse.Namespace, task: str, folder: Path) -> dict[str, Any]:
         options |= {"dropout": args.dropout}
         what, warm_up = f"training, dropout {args.dropout:g}", args.batches
     ours, peer = (f"{module}:{task}_cases" for module in (OURS, PEER))
-    with harness.two_sides(ours, peer, options, args.threads) as sides:
+    with harness.two_sides(ours, peer, options, args.threads, args.dtype) as sides:
         peak = sides.peak(pairs)
         times = sides.measure(task, pairs, warm_up)
     needed = flops(config, task)

@@ -25,7 +25,9 @@ from erc_jax.steps import first_state, make_optimizers, make_train_step
 from erc_jax.systems.response import MODEL, Response
 
 
-def make_system(encoder: Seq2Seq, dropout: float = 0.0) -> tuple[ConfigDict, Response]:
+def make_system(
+    encoder: Seq2Seq, dropout: float = 0.0, dtype: str = "float32"
+) -> tuple[ConfigDict, Response]:
     """Config and system, of replies alone."""
     config = base_config()
     config.system = "response"
@@ -35,6 +37,7 @@ def make_system(encoder: Seq2Seq, dropout: float = 0.0) -> tuple[ConfigDict, Res
     config.response.min_length = LENGTH + 1  # it counts what the decoder starts with
     config.response.label_smoothing = SMOOTHING
     config.response.attention_dropout = 0.0
+    config.response.dtype = dtype
     config.response.beams = BEAMS
     config.response.length_penalty = LENGTH_PENALTY
     config.response.no_repeat_ngram = NO_REPEAT_NGRAM
@@ -44,9 +47,9 @@ def make_system(encoder: Seq2Seq, dropout: float = 0.0) -> tuple[ConfigDict, Res
     return config, Response(config, {}, encoder)
 
 
-def train_cases(encoder: str, n_batches: int, dropout: float) -> harness.Cases:
+def train_cases(encoder: str, n_batches: int, dropout: float, dtype: str) -> harness.Cases:
     start = Seq2Seq.from_pretrained(encoder)
-    config, system = make_system(start, dropout)
+    config, system = make_system(start, dropout, dtype)
     arrays = [jax.device_put(batch) for batch in batches(start.module.config, n_batches)]
     optimizers = make_optimizers(config, system.objectives(), n_batches)
     state = first_state(system.init(jax.random.key(0), None), optimizers)
@@ -57,16 +60,16 @@ def train_cases(encoder: str, n_batches: int, dropout: float) -> harness.Cases:
         state, losses = train_step(state, arrays[step % n_batches], np.uint32(0))
         jax.block_until_ready((state, losses))
 
-    return {**harness.jax_product(), "train": train}
+    return {**harness.jax_product(dtype), "train": train}
 
 
-def generate_cases(encoder: str, n_batches: int) -> harness.Cases:
+def generate_cases(encoder: str, n_batches: int, dtype: str) -> harness.Cases:
     start = Seq2Seq.from_pretrained(encoder)
-    _, system = make_system(start)
+    _, system = make_system(start, dtype=dtype)
     arrays = [jax.device_put(batch) for batch in batches(start.module.config, n_batches)]
     params = {MODEL: start.params}
 
     def generate(step: int) -> None:
         jax.block_until_ready(system.reply(params, arrays[step % n_batches]))
 
-    return {**harness.jax_product(), "generate": generate}
+    return {**harness.jax_product(dtype), "generate": generate}

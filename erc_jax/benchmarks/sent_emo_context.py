@@ -124,7 +124,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     options = {"width": args.width, "n_batches": args.batches}
-    with harness.two_sides(f"{OURS}:cases", f"{PEER}:cases", options, args.threads) as sides:
+    with harness.two_sides(
+        f"{OURS}:cases", f"{PEER}:cases", options, args.threads, args.dtype
+    ) as sides:
         peak = sides.peak(args.pairs)
         times = {case: sides.measure(case, args.pairs, warm_up=args.batches) for case in CASES}
         loop, validation = (_seconds(sides.ours, case) for case in ("loop", "validation"))

@@ -42,7 +42,7 @@ class Training:
         first_dialogue = examples.examples.batch(np.array([0]))
         params = self.system.init(jax.random.key(0), first_dialogue)
         self.state: TrainState = first_state(params, optimizers)
-        self._step = make_train_step(objectives, optimizers)
+        self._step = make_train_step(objectives, optimizers, config.model.dtype)
         epoch = config.sent_emo_context.pretraining_epochs
         self._active = tuple(n for n, o in enumerate(objectives) if o.epochs[0] == epoch)
 
@@ -52,8 +52,9 @@ class Training:
         return losses
 
 
-def cases(width: int, n_batches: int) -> harness.Cases:
+def cases(width: int, n_batches: int, dtype: str) -> harness.Cases:
     config = recipe()
+    config.model.dtype = dtype
     examples = sample(config, width)
     training = Training(config, examples)
     system = training.system
@@ -79,7 +80,7 @@ def cases(width: int, n_batches: int) -> harness.Cases:
         predictor(params, validation_split)
 
     return {
-        **harness.jax_product(),
+        **harness.jax_product(dtype),
         # One step of ours, whichever peer it is paired with.
         **dict.fromkeys(CASES, train),
         "loop": loop,

@@ -8,7 +8,7 @@ from erc_jax.benchmarks import harness
 from erc_jax.errors import UserError
 
 
-def cases(seconds, device="cpu"):
+def cases(seconds, device="cpu", dtype="float32"):
     """What a worker runs; called in its process."""
 
     def fail(step):
@@ -19,7 +19,7 @@ def cases(seconds, device="cpu"):
         "slower": lambda step: time.sleep(seconds * (1 + step)),
         "fail": fail,
         "product": lambda step: time.sleep(seconds),
-        "facts": lambda step: {"device": device, "size": 100, "dtype": "float32"},
+        "facts": lambda step: {"device": device, "size": 100, "dtype": dtype},
     }
 
 
@@ -80,14 +80,16 @@ def test_two_sides_take_turns_and_find_the_peak(monkeypatch):
     assert 2 * 100**3 / 2 < peak.flops <= 2 * 100**3 / 0.02
 
 
-@pytest.mark.parametrize("why", ["torch is missing", "an accelerator", "not comparable"])
+@pytest.mark.parametrize("why", ["torch is missing", "an accelerator", "bfloat16"])
 def test_without_a_peer(why, monkeypatch):
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
     torch = None if why == "torch is missing" else "torch"
     monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: torch)
-    peer = None if why == "not comparable" else "test_harness:cases"
+    dtype = "bfloat16" if why == "bfloat16" else "float32"
     options = {"seconds": 0.0, "device": "NVIDIA H200" if why == "an accelerator" else "cpu"}
-    with harness.two_sides("test_harness:cases", peer, options, threads=1) as sides:
+    names = ["test_harness:cases"] * 2
+    with harness.two_sides(*names, options, threads=1, dtype=dtype) as sides:
+        assert sides.ours.value("facts")["dtype"] == dtype
         assert sides.peer is None
         assert sides.measure("sleep", 2, warm_up=0).peer == ()
 

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -107,6 +109,17 @@ def test_the_benchmark_runs(model, tmp_path, capsys):
     main(["mtl_erc_es", *arguments.split()])
     assert '"ratio"' in path.read_text()
     assert "utterances/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ours_alone_in_bfloat16(tmp_path):
+    path = tmp_path / "figures.json"
+    arguments = f"--model context --width {WIDTH} --pairs 1 --batches 1 --dtype bfloat16"
+    main(["mtl_erc_es", *arguments.split(), "--json", str(path)])
+    record = json.loads(path.read_text())
+    assert record["dtype"] == "bfloat16"
+    assert record["counts"] is None
+    assert all("torch" not in case for case in record["cases"].values())
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ def test_all_ways_are_timed_and_devices_agree(capsys, monkeypatch):
     monkeypatch.setattr(scale, "STEPS", 2)
     parser = argparse.ArgumentParser()
     scale.add_arguments(parser)
-    parser.set_defaults(threads=1, pairs=1, batches=1)
+    parser.set_defaults(threads=1, pairs=1, batches=1, dtype="float32")
     parser.add_argument("--threads", type=int)
     record = scale.run(parser.parse_args(["--width", "8", "--seeds", "2", "--threads", "2"]))
     assert set(record["seeds"]) == {"2 unrolled", "2 vmapped", "2 side by side"}
