@@ -3,6 +3,7 @@
 JAX reads the environment when it is imported, so it is set here, before any test module is.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -114,6 +115,25 @@ def random_dialogues(labels):
 def place(tmp_path_factory):
     """The folder of a module's tiny corpus and encoder."""
     return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def seeds(request, place):
+    """The workdir of two seeds of the module's FIELDS, and what ``train`` returned."""
+    from erc_jax.train import train
+    from tests.tiny import tiny_config
+
+    config = tiny_config(place, **request.module.FIELDS, seeds=2)
+    return place / "runs", train(config, place / "runs")
+
+
+@pytest.fixture(scope="module")
+def run(seeds):
+    """The finished run of one of them: config, workdir and metrics. Not to be changed."""
+    from erc_jax.config import load_config
+
+    workdir = seeds[0] / "seeds" / "0"
+    return load_config(workdir), workdir, json.loads((workdir / "metrics.json").read_text())
 
 
 @pytest.fixture

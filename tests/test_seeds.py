@@ -132,27 +132,32 @@ def test_seeds_side_by_side_need_devices(place, tmp_path):
         train(config_of(place, seeds_together=1, mesh__seeds=2), tmp_path)
 
 
-# Fields, and how many of two seeds lie side by side. SentEmoContext's epochs have different
-# objectives, and its batches are drawn.
+# SentEmoContext's epochs have different objectives, and its batches are drawn.
 OTHERS = {
-    "sent_emo_context": (test_sent_emo_context.FIELDS, 1),
-    "fmerl": (FMERL | {"train__epochs": 2}, 2),
+    "sent_emo_context": test_sent_emo_context.FIELDS,
+    "fmerl": FMERL | {"train__epochs": 2},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", OTHERS)
 def test_seeds_of_other_systems_too(place, tmp_path, system):
-    fields, side_by_side = OTHERS[system]
-    fields = fields | {"seeds": 2, "log_every": 1}
-    for together, in_a_row in ((1, 1), (2, side_by_side)):
-        how = {"seeds_together": together, "mesh__seeds": in_a_row}
+    fields = OTHERS[system] | {"seeds": 2, "log_every": 1}
+    for name, how in (
+        ("apart", {"seeds_together": 1}),
+        ("unrolled", {"seeds_together": 2, "mesh__seeds": 1}),
+        ("side by side", {"seeds_together": 2, "mesh__seeds": 2}),
+    ):
         config = tiny_config(place, **fields | how)
         if system == "fmerl":
             config.fmerl.description_encoder = str(place / "encoder")
-        train(config, tmp_path / str(together))
+        train(config, tmp_path / name)
     for seed in (0, 1):
-        alone, here = (lines_of(tmp_path / folder / "seeds" / str(seed)) for folder in "12")
-        assert [line["step"] for line in here] == [line["step"] for line in alone]
-        losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
-        np.testing.assert_allclose(*losses, rtol=1e-5)
+        alone, *together = (
+            lines_of(tmp_path / name / "seeds" / str(seed))
+            for name in ("apart", "unrolled", "side by side")
+        )
+        for here in together:
+            assert [line["step"] for line in here] == [line["step"] for line in alone]
+            losses = [[line["loss"] for line in lines if "loss" in line] for lines in (here, alone)]
+            np.testing.assert_allclose(*losses, rtol=1e-5)

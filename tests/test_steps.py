@@ -15,7 +15,7 @@ from erc_jax.systems import REFERENCE, Objective
 from erc_jax.train import Trainer, train
 from tests.systems import test_sent_emo_context
 from tests.systems.test_fmerl_runs import FIELDS as FMERL
-from tests.tiny import EMOTION_ONLY, tiny_config
+from tests.tiny import tiny_config
 
 
 def test_what_is_lowered():
@@ -62,7 +62,7 @@ def losses_of(folder):
 @pytest.mark.parametrize("system", ["mtl_erc_es", "sent_emo_context", "fmerl"])
 def test_bfloat16_learns_about_the_same_and_keeps_float32_parameters(place, tmp_path, system):
     fields = {
-        "mtl_erc_es": EMOTION_ONLY,
+        "mtl_erc_es": {},
         "sent_emo_context": test_sent_emo_context.FIELDS,
         "fmerl": FMERL
         | {"fmerl__description_encoder": str(place / "encoder"), "tasks__shift": False},

