@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from erc_jax.data.batching import Split
+from erc_jax.data.batching import JointSplit, Split
 from erc_jax.data.dialogue import Dialogue
 from erc_jax.sharding import over_blocks, put_batch, replicated
 from erc_jax.steps import lowered
@@ -63,8 +63,11 @@ class Predictor:
 
         # Whole on every device, so that every process has the outputs of all.
         jitted = self._jitted.setdefault(function, jax.jit(outputs_of, out_shardings=everywhere))
+        batches = examples.batches(self._batch_size, np.random.default_rng(0))
+        if isinstance(examples, JointSplit):
+            examples = examples.alike(batches, self._mesh.size)
         pending = []
-        for items in examples.batches(self._batch_size, np.random.default_rng(0)):
+        for items in batches:
             batch = examples.batch(items, self._mesh.size)
             unlabelled = dataclasses.replace(batch, labels={})
             pending.append((items, jitted(params, put_batch(unlabelled, over_blocks(self._mesh)))))

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from erc_jax.checkpoint import Checkpointer
 from erc_jax.config import check_same_run, config_of_seed, load_config, save_config
 from erc_jax.cross_fitting import out_of_fold_features
-from erc_jax.data.batching import training_order
+from erc_jax.data.batching import JointSplit, alike_in_training, training_order
 from erc_jax.errors import Stopped, UserError
 from erc_jax.experiment import Experiment, blank_batch, prepare
 from erc_jax.facts import run_facts, selection_facts
@@ -148,6 +148,10 @@ class Trainer:
         self.examples = experiment.system.training_examples(experiment.examples["train"])
         self.on_cpu = jax.devices()[0].platform == "cpu"
         self.mesh = make_mesh(seeds=self._seeds_in_a_row())
+        if isinstance(self.examples, JointSplit):
+            self.examples = alike_in_training(
+                self.examples, config.train.batch_size, self.mesh.shape[DATA_AXIS]
+            )
         # Operations a second that all devices together could do, if that is known.
         self.peak = (peak_flops(jax.devices()[0]) or 0.0) * jax.device_count()
         self._whole = replicated(self.mesh)
@@ -183,7 +187,7 @@ class Trainer:
 
     def seeds_together(self) -> int:
         """How many seeds are trained in one program."""
-        if not hasattr(self.examples, "joint_batch"):
+        if not isinstance(self.examples, JointSplit):
             return 1  # batches of different seeds have different shapes
         together = self.config.seeds_together or (1 if self.on_cpu else self.config.seeds)
         return min(together, self.config.seeds)
@@ -285,10 +289,10 @@ class Trainer:
     def _joint_batch(self, items: Sequence[np.ndarray], shape: tuple[int, int]) -> Any:
         """Batches of some seeds as one, on the devices: arrays with rows and seeds in front."""
         n_blocks = self.mesh.shape[DATA_AXIS]
-        if len(items) == 1:
-            joint = jax.tree.map(lambda a: a[None], self.examples.batch(items[0], n_blocks))
+        if isinstance(self.examples, JointSplit):
+            joint = self.examples.joint_batch(items, n_blocks)
         else:
-            joint = self.examples.joint_batch(items, n_blocks)  # type: ignore[attr-defined]
+            joint = jax.tree.map(lambda a: a[None], self.examples.batch(items[0], n_blocks))
         in_rows = jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), joint)
         return put_batch(in_rows, over_rows(self.mesh))
 

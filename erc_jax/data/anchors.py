@@ -137,5 +137,10 @@ class AnchorExamples:
             },
         )
 
+    def alike(self, batches: Sequence[np.ndarray], n_blocks: int = 1) -> AnchorExamples:
+        """The same split; batches no larger than most of these have one shape, see ``Examples``."""
+        dialogues = [self._dialogues(items) for items in batches]
+        return dataclasses.replace(self, examples=self.examples.alike(dialogues, n_blocks))
+
     def _dialogues(self, items: np.ndarray) -> np.ndarray:
         return np.unique(self.dialogue_of[items])

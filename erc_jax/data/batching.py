@@ -8,8 +8,9 @@ leading axis has one block per data-parallel device; every dialogue lies whole i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from erc_jax.data.packing import (
     Layout,
     pack_sequences,
     round_up,
+    round_up_rows,
     round_up_slots,
     rows_needed,
 )
@@ -59,6 +61,20 @@ class Split(Protocol):
 
     def batch(self, items: np.ndarray, n_blocks: int = 1) -> Any:
         """A pytree of arrays with a leading axis of blocks, among them those of ``Packed``."""
+
+
+@runtime_checkable
+class JointSplit(Split, Protocol):
+    """A split whose batches of several seeds can be one.
+
+    ``Examples`` and ``erc_jax.data.anchors.AnchorExamples`` are.
+    """
+
+    def joint_batch(self, of_seeds: Sequence[np.ndarray], n_blocks: int = 1) -> Any:
+        """The batches of S seeds, of one shape; arrays are [S, G, ...] in place of [G, ...]."""
+
+    def alike(self, batches: Sequence[np.ndarray], n_blocks: int = 1) -> Self:
+        """The same split, whose usual batches have one shape, that of the largest of these."""
 
 
 class Packed(Protocol):
@@ -99,6 +115,29 @@ class Batch:
     labels: Mapping[str, Array]
 
 
+class Shape(NamedTuple):
+    """Of a batch's blocks: N places for utterances, and T slots and R rows of both layouts."""
+
+    places: int
+    dialogue: tuple[int, int]
+    speaker: tuple[int, int]
+
+
+class _Block(NamedTuple):
+    """What a block of a batch holds, by utterance, int64 [n]."""
+
+    rows: np.ndarray  # the split's
+    ids: np.ndarray  # the place in the whole batch
+    of_dialogue: np.ndarray
+    in_rows: np.ndarray  # the sequence that is laid out in a row: the dialogue, or its window
+    speaker: np.ndarray  # the speaker's sequence
+
+
+# How much larger than the median batch one may be to be a usual one: by its utterances, its longest
+# dialogue and its longest speaker's sequence. Places cost in proportion, slots much less.
+USUAL = np.array([1.25, 2.0, 2.0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """A split as arrays over its N utterances, in the order of its B dialogues.
@@ -115,6 +154,7 @@ class Examples:
         utterances of a dialogue, and so many slots, in place of rows of whole dialogues.
       few_shapes: batches come in the few shapes of ``few_shapes``, for prediction: each shape is
         compiled for, and what is asked for next is not known.
+      usual: the shape of all batches that fit into it; see ``alike``.
     """
 
     features: Any
@@ -126,6 +166,7 @@ class Examples:
     labels: Mapping[str, np.ndarray]
     window: int | None = None
     few_shapes: bool = False
+    usual: Shape | None = None
 
     @property
     def n_dialogues(self) -> int:
@@ -175,57 +216,98 @@ class Examples:
         Returns:
           Arrays [S, G, ...] in place of [G, ...].
         """
-        rows, ids, in_block = [], [], []
-        for dialogues in of_seeds:
-            lengths = np.diff(self.starts)[dialogues]
-            place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
-            for block in spread(lengths, n_blocks):
-                rows.append(self.rows(dialogues[block]))
-                ids.append(
-                    np.concatenate(
-                        [np.arange(0), *(np.arange(place[d], place[d] + lengths[d]) for d in block)]
-                    )
-                )
-                in_block.append(np.repeat(dialogues[block], lengths[block]))
-        speakers = [self.speaker_sequence[r] for r in rows]
-        slots: int | None = None
-        n_rows: int | None = None
-        n_padded = round_up(max(map(len, rows)))
-        if self.few_shapes:
-            slots, n_rows = few_shapes([*in_block, *speakers])
-            n_padded = slots * n_rows
-        speaker = _layouts(speakers, n_padded, slots, n_rows)
-        if self.window:
-            slots, n_rows = self.window, None
-            # A number for each (dialogue, window).
-            places = [r - self.starts[of] for r, of in zip(rows, in_block, strict=True)]
-            longest = int(np.diff(self.starts).max(initial=1))
-            in_block = [
-                of * longest + place // self.window
-                for of, place in zip(in_block, places, strict=True)
-            ]
+        blocks = [block for items in of_seeds for block in self._blocks(items, n_blocks)]
+        shape = self._shape(blocks)
+        rows = [block.rows for block in blocks]
+
+        def placed(arrays: Iterable[np.ndarray], fill: float) -> np.ndarray:
+            return stack_blocks(list(arrays), shape.places, fill)
+
         batch = Batch(
-            features=jax.tree.map(
-                lambda array: stack_blocks([array[r] for r in rows], n_padded, 0), self.features
+            features=jax.tree.map(lambda array: placed((array[r] for r in rows), 0), self.features),
+            real=placed((np.ones(len(r), bool) for r in rows), False),
+            ids=placed((block.ids for block in blocks), 0).astype(np.int32),
+            previous_global=placed((_previous(self.back_global[r]) for r in rows), -1),
+            previous_speaker=placed((_previous(self.back_speaker[r]) for r in rows), -1),
+            speaker_number=placed((self.speaker_number[r] for r in rows), 0),
+            dialogue=_layouts(
+                [block.in_rows for block in blocks], shape.places, shape.dialogue, bool(self.window)
             ),
-            real=stack_blocks([np.ones(len(r), bool) for r in rows], n_padded, False),
-            ids=stack_blocks(ids, n_padded, 0).astype(np.int32),
-            previous_global=stack_blocks(
-                [_previous(self.back_global[r]) for r in rows], n_padded, -1
-            ),
-            previous_speaker=stack_blocks(
-                [_previous(self.back_speaker[r]) for r in rows], n_padded, -1
-            ),
-            speaker_number=stack_blocks([self.speaker_number[r] for r in rows], n_padded, 0),
-            dialogue=_layouts(in_block, n_padded, slots, n_rows, alone=self.window is not None),
-            speaker=speaker,
+            speaker=_layouts([block.speaker for block in blocks], shape.places, shape.speaker),
             labels={
-                task: stack_blocks([labels[r] for r in rows], n_padded, UNLABELLED)
+                task: placed((labels[r] for r in rows), UNLABELLED)
                 for task, labels in self.labels.items()
             },
         )
-        shape = (len(of_seeds), n_blocks)
-        return jax.tree.map(lambda array: array.reshape(shape + array.shape[1:]), batch)
+        axes = (len(of_seeds), n_blocks)
+        return jax.tree.map(lambda array: array.reshape(axes + array.shape[1:]), batch)
+
+    def alike(self, batches: Sequence[np.ndarray], n_blocks: int = 1) -> Examples:
+        """The same split, all of whose usual batches have one shape.
+
+        Each shape costs a compilation, which takes as long as many steps. A batch that is much
+        larger than most, such as one with an enormous dialogue, keeps a shape of its own.
+
+        Args:
+          batches: examples of what is to come: the dialogues of some batches.
+          n_blocks: blocks (G) that they are spread over.
+        """
+        if self.few_shapes:
+            return self
+        of_batch = [self._blocks(items, n_blocks) for items in batches]
+        sizes = np.array([_sizes(blocks) for blocks in of_batch])
+        usual = (sizes <= np.median(sizes, axis=0) * USUAL).all(axis=1)
+        blocks = [block for number in np.flatnonzero(usual) for block in of_batch[number]]
+        if not blocks:
+            return self
+        return dataclasses.replace(self, usual=self._shape(blocks))
+
+    def _blocks(self, dialogues: np.ndarray, n_blocks: int) -> list[_Block]:
+        """The blocks of a batch of these dialogues."""
+        lengths = np.diff(self.starts)[dialogues]
+        place = np.cumsum(lengths) - lengths  # of each dialogue in the whole batch
+        longest = int(np.diff(self.starts).max(initial=1))
+        blocks = []
+        for block in spread(lengths, n_blocks):
+            rows = self.rows(dialogues[block])
+            of_dialogue = in_rows = np.repeat(dialogues[block], lengths[block])
+            if self.window:
+                # A number for each (dialogue, window).
+                at = rows - self.starts[of_dialogue]
+                in_rows = of_dialogue * longest + at // self.window
+            begins = [np.arange(place[d], place[d] + lengths[d]) for d in block]
+            blocks.append(
+                _Block(
+                    rows=rows,
+                    ids=np.concatenate([np.arange(0), *begins]),
+                    of_dialogue=of_dialogue,
+                    in_rows=in_rows,
+                    speaker=self.speaker_sequence[rows],
+                )
+            )
+        return blocks
+
+    def _shape(self, blocks: Sequence[_Block]) -> Shape:
+        """The usual shape, as far as the blocks fit into it, else one that they fit into."""
+        speakers = [block.speaker for block in blocks]
+        in_rows = [block.in_rows for block in blocks]
+        most = max(len(block.rows) for block in blocks)
+        usual = self.usual or Shape(0, (0, 0), (0, 0))
+        if self.few_shapes:
+            slots, n_rows = few_shapes([*(block.of_dialogue for block in blocks), *speakers])
+            places, speaker = slots * n_rows, (slots, n_rows)
+            dialogue = speaker
+        else:
+            places = usual.places if most <= usual.places else round_up(most)
+            speaker = _slots_and_rows(speakers, places, usual.speaker)
+            if not self.window:
+                dialogue = _slots_and_rows(in_rows, places, usual.dialogue)
+        if self.window:
+            windows = max(len(np.unique(of)) for of in in_rows)
+            dialogue = usual.dialogue
+            if windows > dialogue[1]:
+                dialogue = (self.window, round_up_rows(windows, places, self.window))
+        return Shape(places, dialogue, speaker)
 
 
 def make_examples(
@@ -273,6 +355,16 @@ def make_examples(
         labels=labels,
         window=window,
     )
+
+
+SAMPLE = 100  # batches, from which the usual shape is taken
+
+
+def alike_in_training(split: JointSplit, batch_size: int, n_blocks: int) -> JointSplit:
+    """The split with one shape for the usual batches of any seed and epoch."""
+    epochs = (training_order(split, batch_size, 0, epoch) for epoch in itertools.count())
+    sample = itertools.islice(itertools.chain.from_iterable(epochs), SAMPLE)
+    return split.alike(list(sample), n_blocks)
 
 
 def training_order(split: Split, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -358,8 +450,8 @@ def few_shapes(sequence_of: Sequence[np.ndarray]) -> tuple[int, int]:
     Args:
       sequence_of: numbers of the sequences, by utterance, of everything that is packed alike.
     """
-    lengths = [np.unique(of, return_counts=True)[1] for of in sequence_of]
-    longest = max(int(of.max(initial=1)) for of in lengths)
+    lengths = _lengths(sequence_of)
+    longest = _longest(lengths)
     slots = max(LEAST_SLOTS, _power_of_two(longest))
     if longest > MOST_SLOTS:
         slots = round_up_slots(longest)
@@ -370,33 +462,53 @@ def _power_of_two(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
 
+def _sizes(blocks: Sequence[_Block]) -> tuple[int, int, int]:
+    """The most utterances in a block, and the longest row and speaker's sequence that it needs."""
+    return (
+        max(len(block.rows) for block in blocks),
+        _longest(_lengths([block.in_rows for block in blocks])),
+        _longest(_lengths([block.speaker for block in blocks])),
+    )
+
+
+def _lengths(sequence_of: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Of the sequences of each block."""
+    return [np.unique(of, return_counts=True)[1] for of in sequence_of]
+
+
+def _longest(lengths: Sequence[np.ndarray]) -> int:
+    return max(int(of.max(initial=1)) for of in lengths)
+
+
+def _slots_and_rows(
+    sequence_of: Sequence[np.ndarray], places: int, usual: tuple[int, int]
+) -> tuple[int, int]:
+    """T and R that each block's sequences fit into: the usual ones if they do."""
+    lengths = _lengths(sequence_of)
+    longest = _longest(lengths)
+
+    def needed(slots: int) -> int:
+        return max(rows_needed(of, slots) for of in lengths)
+
+    if longest <= usual[0] and needed(usual[0]) <= usual[1]:
+        return usual
+    slots = round_up_slots(longest)
+    return slots, round_up_rows(needed(slots), places, slots)
+
+
 def _layouts(
-    sequence_of: Sequence[np.ndarray],
-    n_padded: int,
-    slots: int | None = None,
-    rows: int | None = None,
-    *,
-    alone: bool = False,
+    sequence_of: Sequence[np.ndarray], places: int, shape: tuple[int, int], alone: bool = False
 ) -> Layout:
-    """Layouts of all blocks with one common shape, stacked.
+    """Layouts of all blocks, stacked.
 
     Args:
       sequence_of: per block, the sequence of each of its utterances.
-      n_padded: N.
-      slots: T, by default what the longest sequence needs.
-      rows: R, by default what the block with the most sequences needs.
+      places: N.
+      shape: T and R.
       alone: each sequence has a row to itself.
     """
-    for _ in range(3):  # each block for itself; then in the longest's slots; then in the most rows
-        layouts = [
-            pack_sequences(sequence, n_padded=n_padded, n_slots=slots, n_rows=rows, alone=alone)
-            for sequence in sequence_of
-        ]
-        shapes = {layout.index.shape for layout in layouts}
-        if len(shapes) == 1:
-            break
-        if slots is None:
-            slots = max(shape[0] for shape in shapes)
-        else:
-            rows = max(shape[1] for shape in shapes)
+    layouts = [
+        pack_sequences(of, n_padded=places, n_slots=shape[0], n_rows=shape[1], alone=alone)
+        for of in sequence_of
+    ]
     return jax.tree.map(lambda *arrays: np.stack(arrays), *layouts)
