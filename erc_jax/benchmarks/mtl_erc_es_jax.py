@@ -8,8 +8,16 @@ import numpy as np
 import optax
 
 from erc_jax.benchmarks import harness
-from erc_jax.benchmarks.mtl_erc_es import CLASSES, batches, dropout_of, sample, tasks_of
+from erc_jax.benchmarks.mtl_erc_es import (
+    CLASSES,
+    DIALOGUES_PER_BATCH,
+    batches,
+    dropout_of,
+    sample,
+    tasks_of,
+)
 from erc_jax.config import base_config
+from erc_jax.data.batching import alike_in_training
 from erc_jax.data.labels import SENTIMENTS, LabelSpace
 from erc_jax.layers.recurrent import PackedBiLSTM
 from erc_jax.steps import first_state, lowered, make_train_step
@@ -29,7 +37,7 @@ def make_system(model: str, dtype: str = "float32") -> MtlErcEs:
 
 def cases(model: str, width: int, n_batches: int, dtype: str) -> harness.Cases:
     system = make_system(model, dtype)
-    examples = sample(width)
+    examples = alike_in_training(sample(width), DIALOGUES_PER_BATCH, n_blocks=1)
     arrays = [jax.device_put(examples.batch(b)) for b in batches(examples, n_batches)]
     optimizers = (optax.adam(1e-4),)
     params = jax.jit(system.init)(jax.random.key(0), arrays[0])

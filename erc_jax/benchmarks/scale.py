@@ -1,12 +1,11 @@
 """Many seeds in one program, and many devices: what a seed costs, and whether numbers stay.
 
-"seeds": a training step of Mtl-ERC-ES on batches of 32 dialogues with MELD's lengths, for so many
-seeds at once, each with its own batch, against as many single steps in turn. These ways are
-measured: seeds one after another in one program ("unrolled"), and as one computation ("vmapped");
-and, where there are several devices, or cores that can pretend to be some, seeds on devices of
-their own ("side by side"). The cost of a seed is the joint step's time by that of the single steps,
-which have one device, or all cores; below 1 it pays. In one program the seeds' batches have one
-shape, that of the largest: "padding" is how much larger it is than that of the single steps.
+"seeds": a training step of Mtl-ERC-ES on batches of 32 dialogues with MELD's lengths, as training
+draws them, for so many seeds at once, each with its own batch, against as many single steps in
+turn. These ways are measured: seeds one after another in one program ("unrolled"), and as one
+computation ("vmapped"); and, where there are several devices, or cores that can pretend to be some,
+seeds on devices of their own ("side by side"). The cost of a seed is the joint step's time by that
+of the single steps, which have one device, or all cores; below 1 it pays.
 
 "devices": the losses of some steps on 1, 2, 4 and 8 devices, each with 8 dialogues, against the
 same batches on one. On a CPU the devices are pretended: it is about correctness, not about speed.
@@ -33,15 +32,6 @@ DIALOGUES_PER_DEVICE = 8
 STEPS = 5
 
 
-def seed_batches(n_items: int, n_seeds: int, count: int) -> list[list[np.ndarray]]:
-    """Dialogue numbers of each seed's batch, for so many steps."""
-    rng = np.random.default_rng(0)
-    return [
-        [rng.permutation(n_items)[:DIALOGUES_PER_BATCH] for _ in range(n_seeds)]
-        for _ in range(count)
-    ]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=384, help="of the features, d")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
@@ -60,7 +50,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with harness.Worker(f"{OURS}:seed_cases", options, args.threads) as worker:
         facts = worker.value("facts")
         for n_seeds in args.seeds:
-            padding = facts["places"][n_seeds] / facts["places"][1]
             for way in args.ways:
                 if way == "side by side" and math.gcd(n_seeds, facts["devices"]) == 1:
                     continue
@@ -77,18 +66,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                         f"{n_seeds} seeds, {way}",
                         *(f"{joint:.1f} ms", f"{joint / n_seeds:.1f} ms", f"{apart:.1f} ms"),
                         f"{cost:.2f}",
-                        f"{padding:.2f}",
                     ]
                 )
-                record["seeds"][f"{n_seeds} {way}"] = {
-                    **{"ms": joint, "apart_ms": apart, "cost": cost},
-                    "padding": padding,
-                }
+                figures = {"ms": joint, "apart_ms": apart, "cost": cost}
+                record["seeds"][f"{n_seeds} {way}"] = figures
     print(
         f"Mtl-ERC-ES, d = {args.width}, {args.dtype}, batches of {DIALOGUES_PER_BATCH} dialogues "
         f"per seed; {facts['device']}, {args.threads} threads"
     )
-    header = ["", "a step of all", "per seed", "single steps", "cost of a seed", "padding"]
+    header = ["", "a step of all", "per seed", "single steps", "cost of a seed"]
     harness.print_table(header, rows)
 
     with harness.Worker(

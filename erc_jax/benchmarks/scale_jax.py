@@ -12,9 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from erc_jax.benchmarks import harness
-from erc_jax.benchmarks.mtl_erc_es import sample
+from erc_jax.benchmarks.mtl_erc_es import DIALOGUES_PER_BATCH, sample
 from erc_jax.benchmarks.mtl_erc_es_jax import make_system
-from erc_jax.benchmarks.scale import DIALOGUES_PER_DEVICE, seed_batches
+from erc_jax.benchmarks.scale import DIALOGUES_PER_DEVICE
+from erc_jax.data.batching import alike_in_training, training_order
 from erc_jax.sharding import (
     SEED_AXIS,
     make_mesh,
@@ -39,14 +40,19 @@ def seed_cases(
     width: int, n_batches: int, dtype: str, seeds: Sequence[int], n_cpus: int
 ) -> harness.Cases:
     jax.config.update("jax_num_cpu_devices", n_cpus)
-    system, examples = make_system("whole"), sample(width)
+    system = make_system("whole")
+    examples = alike_in_training(sample(width), DIALOGUES_PER_BATCH, 1)
     optimizers = (optax.adam(1e-4),)
     blank = examples.batch(np.arange(1))
     params = jax.jit(system.init)(jax.random.key(0), blank)
     fresh = jax.device_get(first_state(params, optimizers))
 
+    orders = [
+        training_order(examples, DIALOGUES_PER_BATCH, seed, 0)[:n_batches]
+        for seed in range(max(seeds))
+    ]
     joint = {
-        n: [examples.joint_batch(of, 1) for of in seed_batches(examples.n_items, n, n_batches)]
+        n: [examples.joint_batch(of, 1) for of in zip(*orders[:n], strict=True)]
         for n in {1, *seeds}
     }
 
@@ -78,8 +84,6 @@ def seed_cases(
         "facts": lambda step: {
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
-            # Places for utterances in a seed's batch.
-            "places": {n: np.mean([b.real.shape[-1] for b in joint[n]]) for n in joint},
         }
     }
     for n_seeds in seeds:

@@ -18,7 +18,7 @@ from erc_jax.benchmarks.sent_emo_context import (
     sample,
 )
 from erc_jax.data.anchors import AnchorExamples
-from erc_jax.data.batching import Examples
+from erc_jax.data.batching import Examples, alike_in_training
 from erc_jax.data.labels import LabelSpace
 from erc_jax.predictor import Predictor
 from erc_jax.sharding import make_mesh
@@ -55,7 +55,7 @@ class Training:
 def cases(width: int, n_batches: int, dtype: str) -> harness.Cases:
     config = recipe()
     config.model.dtype = dtype
-    examples = sample(config, width)
+    examples = alike_in_training(sample(config, width), config.train.batch_size, n_blocks=1)
     training = Training(config, examples)
     system = training.system
     drawn = batches(config, examples, n_batches)

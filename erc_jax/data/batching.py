@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,9 +24,8 @@ from erc_jax.data.packing import (
     pack_sequences,
     round_up,
     round_up_rows,
-    round_up_slots,
-    rows_needed,
 )
+from erc_jax.data.shapes import Shape, few_shapes, lengths_of, longest_of, slots_and_rows
 
 
 class Split(Protocol):
@@ -77,6 +76,9 @@ class JointSplit(Split, Protocol):
         """The same split, whose usual batches have one shape, that of the largest of these."""
 
 
+JointSplitT = TypeVar("JointSplitT", bound=JointSplit)
+
+
 class Packed(Protocol):
     """What loop and prediction read of every batch: G blocks with places for N utterances."""
 
@@ -113,14 +115,6 @@ class Batch:
     dialogue: Layout
     speaker: Layout
     labels: Mapping[str, Array]
-
-
-class Shape(NamedTuple):
-    """Of a batch's blocks: N places for utterances, and T slots and R rows of both layouts."""
-
-    places: int
-    dialogue: tuple[int, int]
-    speaker: tuple[int, int]
 
 
 class _Block(NamedTuple):
@@ -289,25 +283,21 @@ class Examples:
 
     def _shape(self, blocks: Sequence[_Block]) -> Shape:
         """The usual shape, as far as the blocks fit into it, else one that they fit into."""
-        speakers = [block.speaker for block in blocks]
-        in_rows = [block.in_rows for block in blocks]
-        most = max(len(block.rows) for block in blocks)
+        in_rows, speakers = ([getattr(b, name) for b in blocks] for name in ("in_rows", "speaker"))
         usual = self.usual or Shape(0, (0, 0), (0, 0))
         if self.few_shapes:
-            slots, n_rows = few_shapes([*(block.of_dialogue for block in blocks), *speakers])
-            places, speaker = slots * n_rows, (slots, n_rows)
-            dialogue = speaker
-        else:
-            places = usual.places if most <= usual.places else round_up(most)
-            speaker = _slots_and_rows(speakers, places, usual.speaker)
-            if not self.window:
-                dialogue = _slots_and_rows(in_rows, places, usual.dialogue)
+            slots, rows = few_shapes([*(block.of_dialogue for block in blocks), *speakers])
+            usual = Shape(slots * rows, (slots, rows), (slots, rows))
+        most = max(len(block.rows) for block in blocks)
+        places = usual.places if most <= usual.places else round_up(most)
         if self.window:
             windows = max(len(np.unique(of)) for of in in_rows)
-            dialogue = usual.dialogue
-            if windows > dialogue[1]:
-                dialogue = (self.window, round_up_rows(windows, places, self.window))
-        return Shape(places, dialogue, speaker)
+            dialogue = (self.window, round_up_rows(windows, places, self.window))
+            if self.usual and windows <= self.usual.dialogue[1]:
+                dialogue = self.usual.dialogue
+        else:
+            dialogue = slots_and_rows(in_rows, places, usual.dialogue)
+        return Shape(places, dialogue, slots_and_rows(speakers, places, usual.speaker))
 
 
 def make_examples(
@@ -360,7 +350,7 @@ def make_examples(
 SAMPLE = 100  # batches, from which the usual shape is taken
 
 
-def alike_in_training(split: JointSplit, batch_size: int, n_blocks: int) -> JointSplit:
+def alike_in_training(split: JointSplitT, batch_size: int, n_blocks: int) -> JointSplitT:
     """The split with one shape for the usual batches of any seed and epoch."""
     epochs = (training_order(split, batch_size, 0, epoch) for epoch in itertools.count())
     sample = itertools.islice(itertools.chain.from_iterable(epochs), SAMPLE)
@@ -424,76 +414,13 @@ def stack_blocks(blocks: Sequence[np.ndarray], n_padded: int, fill: float) -> np
     return out
 
 
-LEAST_SLOTS = 16  # of few_shapes
-# Powers of two go up to here. Longer dialogues are rare, and attention over padding costs too much.
-MOST_SLOTS = 512
-
-
-def shapes_up_to(utterances: int) -> list[tuple[int, int]]:
-    """The few shapes, slots T and rows R, with at most so many places; the smallest first."""
-    shapes = []
-    slots = LEAST_SLOTS
-    while slots <= utterances:
-        rows = 1
-        while slots * rows <= utterances:
-            shapes.append((slots, rows))
-            rows *= 2
-        slots *= 2
-    return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape[1]))
-
-
-def few_shapes(sequence_of: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Slots T and rows R that sequences are packed in, both powers of two; then N is T · R.
-
-    A conversation alone has one row, of 16, 32, 64 ... slots; above 512 those of other batches.
-
-    Args:
-      sequence_of: numbers of the sequences, by utterance, of everything that is packed alike.
-    """
-    lengths = _lengths(sequence_of)
-    longest = _longest(lengths)
-    slots = max(LEAST_SLOTS, _power_of_two(longest))
-    if longest > MOST_SLOTS:
-        slots = round_up_slots(longest)
-    return slots, _power_of_two(max(rows_needed(of, slots) for of in lengths))
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << max(least - 1, 0).bit_length()
-
-
 def _sizes(blocks: Sequence[_Block]) -> tuple[int, int, int]:
     """The most utterances in a block, and the longest row and speaker's sequence that it needs."""
     return (
         max(len(block.rows) for block in blocks),
-        _longest(_lengths([block.in_rows for block in blocks])),
-        _longest(_lengths([block.speaker for block in blocks])),
+        longest_of(lengths_of([block.in_rows for block in blocks])),
+        longest_of(lengths_of([block.speaker for block in blocks])),
     )
-
-
-def _lengths(sequence_of: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Of the sequences of each block."""
-    return [np.unique(of, return_counts=True)[1] for of in sequence_of]
-
-
-def _longest(lengths: Sequence[np.ndarray]) -> int:
-    return max(int(of.max(initial=1)) for of in lengths)
-
-
-def _slots_and_rows(
-    sequence_of: Sequence[np.ndarray], places: int, usual: tuple[int, int]
-) -> tuple[int, int]:
-    """T and R that each block's sequences fit into: the usual ones if they do."""
-    lengths = _lengths(sequence_of)
-    longest = _longest(lengths)
-
-    def needed(slots: int) -> int:
-        return max(rows_needed(of, slots) for of in lengths)
-
-    if longest <= usual[0] and needed(usual[0]) <= usual[1]:
-        return usual
-    slots = round_up_slots(longest)
-    return slots, round_up_rows(needed(slots), places, slots)
 
 
 def _layouts(

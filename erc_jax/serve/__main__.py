@@ -44,7 +44,7 @@ def load(workdir: Path, respond: Path | None, encoder: str | None) -> tuple[Any,
 
     Each has answered once: what cannot is told before anybody is invited.
     """
-    from erc_jax.data.batching import LEAST_SLOTS
+    from erc_jax.data.shapes import LEAST_SLOTS
     from erc_jax.encoders.multimodal import MultimodalEncoder
     from erc_jax.predict import Recognizer
     from erc_jax.respond import Responder

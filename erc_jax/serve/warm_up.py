@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from erc_jax.data.batching import shapes_up_to
 from erc_jax.data.dialogue import Dialogue, Utterance
+from erc_jax.data.shapes import shapes_up_to
 
 LONG_TEXT = "and so on " * 60  # more tokens than most rows of an encoder's block hold
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from erc_jax.data.anchors import AnchorExamples
-from erc_jax.data.batching import make_examples, training_order
+from erc_jax.data.batching import alike_in_training, make_examples, training_order
 from erc_jax.data.labels import UNLABELLED
 
 LENGTHS = [5, 1, 9, 3, 1, 7, 2, 12]
@@ -68,9 +68,12 @@ def test_draws_are_a_function_of_seed_and_epoch(examples):
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("n_blocks", [1, 2, 8])
-def test_a_batch_has_the_anchors_in_their_whole_dialogues(examples, n_blocks):
+def test_a_batch_has_the_anchors_in_their_whole_dialogues(examples, n_blocks, alike):
     anchors = AnchorExamples(examples, "emotion", 1.0)
+    if alike:
+        anchors = alike_in_training(anchors, 8, n_blocks)
     for items in training_order(anchors, 8, 0, 0):
         batch = anchors.batch(items, n_blocks)
         assert {len(leaf) for leaf in jax.tree.leaves(batch)} == {n_blocks}

@@ -4,12 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from erc_jax.data.batching import (
-    make_examples,
-    shapes_up_to,
-    training_order,
-)
+from erc_jax.data.batching import alike_in_training, make_examples, training_order
 from erc_jax.data.labels import UNLABELLED
+from erc_jax.data.shapes import shapes_up_to
 
 RAGGED = [5, 1, 9, 3, 1, 7, 2, 12]
 
@@ -60,12 +57,15 @@ def test_features_that_are_not_the_dialogues_are_refused(random_dialogues):
         make_examples(random_dialogues([3, 5]), np.zeros((7, 2), np.float32), {})
 
 
-@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize("shapes", ["own", "usual", "few"])
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 8, 11])
 @pytest.mark.parametrize("lengths", [RAGGED, [1], [40], [1, 1, 1]])
-def test_everything_lands_on_its_row(examples_of, lengths, n_blocks, few_shapes):
+def test_everything_lands_on_its_row(examples_of, lengths, n_blocks, shapes):
     examples, dialogues = examples_of(lengths)
-    examples = dataclasses.replace(examples, few_shapes=few_shapes)
+    if shapes == "few":
+        examples = dataclasses.replace(examples, few_shapes=True)
+    if shapes == "usual":
+        examples = alike_in_training(examples, len(lengths), n_blocks)
     expected = expected_rows(dialogues)
     chosen = np.random.default_rng(1).permutation(len(lengths))[: max(1, len(lengths) - 2)]
     batch = examples.batch(chosen, n_blocks)
@@ -149,24 +149,57 @@ def test_order_is_a_function_of_seed_and_epoch(examples_of):
     assert len(sets) == 9
 
 
-def test_an_epoch_meets_few_shapes(examples_of):
+def shapes_of(batch):
+    return {tuple(leaf.shape for leaf in jax.tree.leaves(batch))}
+
+
+@pytest.mark.parametrize("n_blocks", [1, 8])
+def test_training_has_one_shape_for_every_seed_and_epoch(examples_of, n_blocks):
     """MELD's training split has 1,038 dialogues of 1 to 24 utterances, 9.6 on average."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.geometric(1 / 9.6, 1038), 1, 24)
     examples, _ = examples_of(list(lengths), n_speakers=4)
-    for n_blocks in (1, 8):
-        shapes, padded = set(), []
-        for epoch in range(2):
-            for dialogues in training_order(examples, 32, 0, epoch):
+    examples = alike_in_training(examples, 32, n_blocks)
+    shapes, padded = set(), []
+    for seed in (0, 5):
+        for epoch in (0, 9):
+            for dialogues in training_order(examples, 32, seed, epoch):
                 batch = examples.batch(dialogues, n_blocks)
-                shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(batch)))
+                shapes |= shapes_of(batch)
                 padded.append(1 - batch.real.mean())
-        assert len(shapes) <= 6
-        assert np.mean(padded) < 0.15
+    assert len(shapes) <= 2  # seldom a batch is larger than any of the sample
+    assert np.mean(padded) < (0.1 if n_blocks == 1 else 0.2)
 
 
-def shapes_of(batch):
-    return {tuple(leaf.shape for leaf in jax.tree.leaves(batch))}
+def test_seeds_have_the_shape_that_they_have_alone(examples_of):
+    """So that the sums over a batch are the same ones, in the same order."""
+    lengths = np.random.default_rng(0).integers(1, 25, 320)
+    examples, _ = examples_of(list(lengths))
+    examples = alike_in_training(examples, 32, 1)
+    orders = [training_order(examples, 32, seed, 0) for seed in range(4)]
+    joint = examples.joint_batch([order[0] for order in orders])
+    for seed, order in enumerate(orders):
+        of_seed = jax.tree.map(lambda array, seed=seed: array[seed], joint)
+        assert jax.tree.all(jax.tree.map(np.array_equal, of_seed, examples.batch(order[0])))
+
+
+def test_an_enormous_dialogue_leaves_the_other_batches_small(examples_of):
+    lengths = [*np.random.default_rng(0).integers(1, 25, 319), 5000]
+    examples, _ = examples_of(lengths)
+    examples = alike_in_training(examples, 32, 1)
+    places = [examples.batch(b).real.shape[1] for b in training_order(examples, 32, 3, 0)]
+    assert sorted(places)[-1] > 5000
+    assert set(sorted(places)[:-1]) == {examples.usual.places}
+    assert examples.usual.places < 512
+    assert examples.usual.dialogue[0] == 24
+
+
+def test_what_is_larger_than_usual_is_whole(examples_of):
+    examples, _ = examples_of([4, 4, 4, 4, 30, 7])
+    examples = examples.alike([np.array([0]), np.array([1])])
+    batch = examples.batch(np.array([4, 2]))
+    assert batch.real.sum() == 34
+    assert (batch.dialogue.segment >= 0).sum() == (batch.speaker.segment >= 0).sum() == 34
 
 
 def test_what_is_asked_for_has_few_shapes(examples_of):
@@ -216,13 +249,19 @@ def test_batches_of_a_split_are_balanced(examples_of):
     assert max(loads) <= 1.1 * min(loads)
 
 
+@pytest.mark.parametrize("usual", [False, True])
 @pytest.mark.parametrize("n_blocks", [1, 2, 8])
-def test_windows(examples_of, n_blocks):
+def test_windows(examples_of, n_blocks, usual):
     """Runs of up to 15 utterances of a dialogue, each in a row of its own."""
     lengths = [31, 15, 1, 16, 4]
     plain, _ = examples_of(lengths)
-    examples = dataclasses.replace(plain, window=15)
     chosen = np.array([3, 0, 4, 2, 1])
+    if usual:
+        plain = plain.alike([chosen], n_blocks)
+    examples = dataclasses.replace(plain, window=15, usual=None)
+    if usual:
+        examples = examples.alike([chosen], n_blocks)
+        assert examples.usual.dialogue[0] == 15
     batch = examples.batch(chosen, n_blocks)
     rows = examples.rows(chosen)
     assert batch.dialogue.index.shape[:2] == (n_blocks, 15)
