@@ -147,6 +147,9 @@ class JointStep:
     are computed at the same time by different devices, which need not hear of each other; a row's
     state has S in front of all shapes, unless S is 1. The rows are computed one after another, or
     all as one (vmap), which pays where a single seed leaves a device idle, and compiles faster.
+
+    Attributes:
+      vectorized: whether all rows are computed as one.
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class JointStep:
         dtype: of the computation, ``config.model.dtype``.
         vectorized: compute all rows as one.
         """
-        self._mesh, self._vectorized = mesh, vectorized
+        self._mesh, self.vectorized = mesh, vectorized
         self._in_a_row = mesh.shape[SEED_AXIS]
         whole = PartitionSpec() if self._in_a_row > 1 else replicated(mesh)
         split = any(leaf.spec != PartitionSpec() for leaf in jax.tree.leaves(shardings.params))
@@ -190,7 +193,8 @@ class JointStep:
           states: of the rows; they are donated.
           batch: its arrays have [R, S] in front.
           seeds: uint32 [R, S].
-          stepping: bool [R, S], the seeds whose states change; where S is 1 all do.
+          stepping: bool [R, S], the seeds whose states change; rows that are not computed as one,
+            and are of one seed, all do.
           active: numbers of the objectives to use, the same for all.
 
         Returns:
@@ -217,8 +221,9 @@ class JointStep:
         )
 
     def _rows(self, states, batch, seeds, stepping, active):
-        row = functools.partial(self._row, active=active)
-        if self._vectorized and len(states) > 1:
+        as_one = self.vectorized and len(states) > 1
+        row = functools.partial(self._row, active=active, masked=as_one)
+        if as_one:
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
             results = jax.vmap(row)(stacked, batch, seeds, stepping)
             return [jax.tree.map(lambda leaf, i=i: leaf[i], results) for i in range(len(states))]
@@ -227,16 +232,18 @@ class JointStep:
             for i, state in enumerate(states)
         ]
 
-    def _row(self, state, batch, seeds, stepping, active):
+    def _row(self, state, batch, seeds, stepping, active, masked):
         def alone(state, batch, seed, steps):
             # Here every array has its seed's axis still, of length 1.
             state, batch = jax.tree.map(lambda leaf: leaf[0], (state, batch))
             new, losses = self._step(state, batch, seed[0], active)
-            new = jax.tree.map(lambda after, before: jnp.where(steps[0], after, before), new, state)
+            new = _chosen(steps[0], new, state)
             return jax.tree.map(lambda leaf: leaf[None], (new, losses))
 
         if self._in_a_row == 1:
-            return self._step(state, jax.tree.map(lambda leaf: leaf[0], batch), seeds[0], active)
+            batch = jax.tree.map(lambda leaf: leaf[0], batch)
+            new, losses = self._step(state, batch, seeds[0], active)
+            return (_chosen(stepping[0], new, state) if masked else new), losses
         # Over the axis of data the compiler goes on to arrange the work itself.
         return jax.shard_map(
             alone,
@@ -246,6 +253,11 @@ class JointStep:
             axis_names={SEED_AXIS},
             check_vma=False,
         )(state, batch, seeds, stepping)
+
+
+def _chosen(condition: jax.Array, one: Any, other: Any) -> Any:
+    """One pytree of arrays, or the other."""
+    return jax.tree.map(functools.partial(jnp.where, condition), one, other)
 
 
 def lowered(params: Params, batch: Any, dtype: str) -> tuple[Params, Any]:

@@ -244,7 +244,13 @@ class Trainer:
                 began = time.monotonic()
                 active = self.active(left[0].selection.epoch)
                 stepping = [run for run in left if self.active(run.selection.epoch) == active]
-                chosen = [row for row in rows if any(run in stepping for run in row.runs)]
+                if not self.joint_step.vectorized:
+                    chosen = [row for row in rows if any(run in stepping for run in row.runs)]
+                else:
+                    # Another number of rows is another compilation: those that are done stay, too,
+                    # until they are half of all.
+                    going = [row for row in rows if any(run in left for run in row.runs)]
+                    rows = chosen = going if 2 * len(going) <= len(rows) else rows
                 items = {run: run.next_items() for run in stepping}
                 # Who does not step gets another's batch: it changes nothing.
                 members = [

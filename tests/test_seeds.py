@@ -31,6 +31,19 @@ def config_of(place, **fields):
     return tiny_config(place, **FIELDS | fields)
 
 
+class AsOne(JointStep):
+    """Computes all rows as one, as on an accelerator."""
+
+    compiled_for: list[int] = []  # numbers of rows
+
+    def __init__(self, *rest, vectorized, **named):
+        super().__init__(*rest, vectorized=True, **named)
+
+    def _jit(self, n_rows):
+        self.compiled_for.append(n_rows)
+        return super()._jit(n_rows)
+
+
 @pytest.fixture(scope="module")
 def runs(place):
     """Folders of the same runs: apart, in one program, and as one computation."""
@@ -38,11 +51,7 @@ def runs(place):
     train(config_of(place, seeds_together=SEEDS), place / "unrolled")
     train(config_of(place, seeds_together=SEEDS, mesh__seeds=2), place / "side by side")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            module,
-            "JointStep",
-            lambda *rest, vectorized, **named: JointStep(*rest, vectorized=True, **named),
-        )
+        patched.setattr(module, "JointStep", AsOne)
         train(config_of(place, seeds_together=SEEDS), place / "vmapped")
     return place
 
@@ -74,6 +83,13 @@ def test_the_seeds_stop_at_different_epochs(runs):
         for seed in range(SEEDS)
     }
     assert len(epochs) > 1
+
+
+@pytest.mark.slow
+def test_computed_as_one_a_seed_that_has_stopped_is_no_reason_to_compile_again(runs):
+    """The first of three that stops is computed on; no program is made for the two others."""
+    assert AsOne.compiled_for[0] == 3
+    assert 2 not in AsOne.compiled_for
 
 
 @pytest.mark.slow

@@ -246,7 +246,7 @@ class Examples:
           batches: examples of what is to come: the dialogues of some batches.
           n_blocks: blocks (G) that they are spread over.
         """
-        if self.few_shapes:
+        if self.few_shapes or not batches:
             return self
         of_batch = [self._blocks(items, n_blocks) for items in batches]
         sizes = np.array([_sizes(blocks) for blocks in of_batch])
@@ -352,7 +352,7 @@ SAMPLE = 100  # batches, from which the usual shape is taken
 
 def alike_in_training(split: JointSplitT, batch_size: int, n_blocks: int) -> JointSplitT:
     """The split with one shape for the usual batches of any seed and epoch."""
-    epochs = (training_order(split, batch_size, 0, epoch) for epoch in itertools.count())
+    epochs = (training_order(split, batch_size, 0, epoch) for epoch in range(SAMPLE))
     sample = itertools.islice(itertools.chain.from_iterable(epochs), SAMPLE)
     return split.alike(list(sample), n_blocks)
 

@@ -194,6 +194,13 @@ def test_an_enormous_dialogue_leaves_the_other_batches_small(examples_of):
     assert examples.usual.dialogue[0] == 24
 
 
+def test_no_batches_have_no_usual_shape(examples_of):
+    examples, _ = examples_of([4, 7])
+    assert examples.alike([]) is examples
+    few = dataclasses.replace(examples, few_shapes=True)
+    assert few.alike([np.array([0, 1])]) is few
+
+
 def test_what_is_larger_than_usual_is_whole(examples_of):
     examples, _ = examples_of([4, 4, 4, 4, 30, 7])
     examples = examples.alike([np.array([0]), np.array([1])])
