@@ -115,12 +115,19 @@ def _first_fit(lengths: np.ndarray, n_slots: int) -> tuple[np.ndarray, np.ndarra
     """Row and first slot of each sequence, and the number of rows in use."""
     row_of = np.zeros(len(lengths), np.int64)
     start_of = np.zeros(len(lengths), np.int64)
-    used = np.zeros(len(lengths), np.int64)
-    for sequence in np.argsort(-lengths, kind="stable"):
-        row = int(np.argmax(used + lengths[sequence] <= n_slots))
-        row_of[sequence], start_of[sequence] = row, used[row]
-        used[row] += lengths[sequence]
-    return row_of, start_of, int(np.count_nonzero(used))
+    free: list[int] = []  # slots of each row in use
+    row, before = 0, None
+    for sequence in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[sequence])
+        if length != before:  # what had no room for the last one has none for another as long
+            row, before = 0, length
+        while row < len(free) and free[row] < length:
+            row += 1
+        if row == len(free):
+            free.append(n_slots)
+        row_of[sequence], start_of[sequence] = row, n_slots - free[row]
+        free[row] -= length
+    return row_of, start_of, len(free)
 
 
 def rows_needed(lengths: np.ndarray, n_slots: int) -> int:
