@@ -265,6 +265,8 @@ class Trainer:
                     active,
                 )
                 flops = self.joint_step.flops(*arguments) if self.peak else 0.0
+                # This returns before the devices are done: the next batch is laid out and sent to
+                # them meanwhile.
                 results = self.joint_step(*arguments)
                 for row, result in zip(chosen, results, strict=True):
                     row.state, row.losses = result

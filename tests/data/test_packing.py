@@ -64,6 +64,23 @@ def test_slots_do_not_grow_with_the_number_of_speakers():
     assert nine.index.size <= 1.15 * 240
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_longest_go_first_each_into_the_first_row_with_room(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 25, 60)
+    layout = pack_sequences(np.repeat(np.arange(60), lengths), n_padded=sum(lengths), n_slots=24)
+    rows = []  # the sequences of each
+    for sequence in sorted(range(60), key=lambda number: -lengths[number]):
+        room = [row for row in rows if lengths[row].sum() + lengths[sequence] <= 24]
+        if room:
+            room[0].append(sequence)
+        else:
+            rows.append([sequence])
+    expected = [np.repeat(row, lengths[row]) for row in rows]
+    found = [segment[segment >= 0] for segment in layout.segment.T]
+    assert [row.tolist() for row in found if len(row)] == [row.tolist() for row in expected]
+
+
 def test_sequences_that_are_alone():
     """Rows in order of appearance, however much room is left in them."""
     layout = pack_sequences(np.array([7, 7, 3, 7, 9, 3]), n_padded=8, n_slots=4, alone=True)
