@@ -138,7 +138,7 @@ class SeedRun:
         """Notes a step of its row; losses stay on the device until a line of progress is due.
 
         Args:
-          flops: of the step's program, all seeds together; 0 if not known.
+          flops: of the step's program, all seeds that it trains together; 0 if not known.
 
         Raises:
           UserError: losses are not finite, or nothing can be written.

@@ -146,11 +146,13 @@ class Trainer:
         self.config = config
         self.experiment = experiment
         self.examples = experiment.system.training_examples(experiment.examples["train"])
+        # The same, if batches of several seeds can be given one shape.
+        self.joint = self.examples if isinstance(self.examples, JointSplit) else None
         self.on_cpu = jax.devices()[0].platform == "cpu"
         self.mesh = make_mesh(seeds=self._seeds_in_a_row())
-        if isinstance(self.examples, JointSplit):
-            self.examples = alike_in_training(
-                self.examples, config.train.batch_size, self.mesh.shape[DATA_AXIS]
+        if self.joint is not None:
+            self.examples = self.joint = alike_in_training(
+                self.joint, config.train.batch_size, self.mesh.shape[DATA_AXIS]
             )
         # Operations a second that all devices together could do, if that is known.
         self.peak = (peak_flops(jax.devices()[0]) or 0.0) * jax.device_count()
@@ -187,8 +189,8 @@ class Trainer:
 
     def seeds_together(self) -> int:
         """How many seeds are trained in one program."""
-        if not isinstance(self.examples, JointSplit):
-            return 1  # batches of different seeds have different shapes
+        if self.joint is None:
+            return 1
         together = self.config.seeds_together or (1 if self.on_cpu else self.config.seeds)
         return min(together, self.config.seeds)
 
@@ -248,7 +250,7 @@ class Trainer:
                     chosen = [row for row in rows if any(run in stepping for run in row.runs)]
                 else:
                     # Another number of rows is another compilation: those that are done stay, too,
-                    # until they are half of all.
+                    # until they are half of what is computed.
                     going = [row for row in rows if any(run in left for run in row.runs)]
                     rows = chosen = going if 2 * len(going) <= len(rows) else rows
                 items = {run: run.next_items() for run in stepping}
@@ -273,7 +275,7 @@ class Trainer:
 
                 # 2. What is due after it: progress, validation, a checkpoint.
                 for run in stepping:
-                    run.stepped(flops)
+                    run.stepped(flops * len(stepping) / len(members))
                 took_time = [run.validate_and_save() for run in stepping]
                 if any(took_time):
                     for run in left:
@@ -297,8 +299,8 @@ class Trainer:
     def _joint_batch(self, items: Sequence[np.ndarray], shape: tuple[int, int]) -> Any:
         """Batches of some seeds as one, on the devices: arrays with rows and seeds in front."""
         n_blocks = self.mesh.shape[DATA_AXIS]
-        if isinstance(self.examples, JointSplit):
-            joint = self.examples.joint_batch(items, n_blocks)
+        if self.joint is not None:
+            joint = self.joint.joint_batch(items, n_blocks)
         else:
             joint = jax.tree.map(lambda a: a[None], self.examples.batch(items[0], n_blocks))
         in_rows = jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), joint)

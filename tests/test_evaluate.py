@@ -213,6 +213,24 @@ def test_a_function_over_a_split_comes_in_the_order_of_the_utterances(examples, 
     assert np.array_equal(found["vectors"], 3 * examples.features)
 
 
+def test_a_split_is_one_program(random_dialogues):
+    lengths = np.random.default_rng(1).integers(1, 25, 60)
+    features = np.ones((sum(lengths), 3), np.float32)
+    split = make_examples(random_dialogues(lengths), features, {})
+    traced = []
+
+    def embed(params, batch):
+        traced.append(batch.dialogue.index.shape)
+        return {"vectors": batch.features}
+
+    Predictor(Echo(), make_mesh(jax.devices()[:1]), 8).run(embed, np.float32(3), split)
+    own = {
+        jax.tree.map(np.shape, split.batch(items)).dialogue.index
+        for items in split.batches(8, np.random.default_rng(0))
+    }
+    assert len(traced) == 1 < len(own)
+
+
 def test_the_file_of_scores(tmp_path, examples):
     def counts(seed):
         return result_of(TASKS, predicted(examples, seed), examples)

@@ -73,7 +73,7 @@ def seed_cases(
         batches = [in_rows(batch, mesh) for batch in joint[n_seeds]]
 
         def run(number: int) -> None:
-            results = step(states, batches[number % n_batches], numbers, all_of_them, (0,))
+            results = step(states, batches[number % len(batches)], numbers, all_of_them, (0,))
             jax.block_until_ready(results)
             states[:] = [state for state, _ in results]
 

@@ -55,11 +55,13 @@ class AnchorExamples:
       task: whose labels decide how often an utterance is drawn.
       balance: 1 draws every class as often, 0 as often as it occurs; between them, an utterance's
         chance goes with its class' count to the power of -balance.
+      usual: the least places for anchors in a block; see ``alike``.
     """
 
     examples: Examples
     task: str
     balance: float
+    usual: int = 0
 
     @property
     def labels(self) -> Mapping[str, np.ndarray]:
@@ -119,7 +121,7 @@ class AnchorExamples:
             anchors += [np.flatnonzero(block) for block in real & np.isin(number, items)]
         # Of one block the shape shall not depend on what was drawn twice.
         most = max(map(len, of_seeds)) if n_blocks == 1 else max(map(len, anchors))
-        n_padded = round_up(most)
+        n_padded = max(round_up(most), self.usual)
 
         def stacked(blocks: Sequence[np.ndarray], fill: int) -> np.ndarray:
             array = stack_blocks(blocks, n_padded, fill).astype(np.int32)
@@ -140,7 +142,9 @@ class AnchorExamples:
     def alike(self, batches: Sequence[np.ndarray], n_blocks: int = 1) -> AnchorExamples:
         """The same split; batches no larger than most of these have one shape, see ``Examples``."""
         dialogues = [self._dialogues(items) for items in batches]
-        return dataclasses.replace(self, examples=self.examples.alike(dialogues, n_blocks))
+        most = max(self.batch(items, n_blocks).anchors.shape[1] for items in batches)
+        examples = self.examples.alike(dialogues, n_blocks)
+        return dataclasses.replace(self, examples=examples, usual=most)
 
     def _dialogues(self, items: np.ndarray) -> np.ndarray:
         return np.unique(self.dialogue_of[items])

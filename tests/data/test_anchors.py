@@ -95,6 +95,20 @@ def test_a_batch_has_the_anchors_in_their_whole_dialogues(examples, n_blocks, al
         assert not batch.utterances.labels
 
 
+@pytest.mark.parametrize("n_blocks", [1, 2, 8])
+def test_an_epoch_has_one_shape(random_dialogues, n_blocks):
+    lengths = np.random.default_rng(0).integers(2, 25, 200)
+    emotions = np.random.default_rng(1).integers(0, 3, sum(lengths)).astype(np.int32)
+    features = np.zeros((sum(lengths), 2), np.float32)
+    split = make_examples(random_dialogues(list(lengths)), features, {"emotion": emotions})
+    anchors = alike_in_training(AnchorExamples(split, "emotion", 0.5), 60, n_blocks)
+    shapes = {
+        tuple(leaf.shape for leaf in jax.tree.leaves(anchors.batch(items, n_blocks)))
+        for items in training_order(anchors, 60, seed=0, epoch=0)
+    }
+    assert len(shapes) == 1
+
+
 def test_what_is_drawn_twice_changes_no_shape(examples):
     anchors = AnchorExamples(examples, "emotion", 1.0)
     distinct = np.flatnonzero(examples.dialogue_of == 7)[:9]

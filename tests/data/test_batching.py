@@ -197,8 +197,16 @@ def test_an_enormous_dialogue_leaves_the_other_batches_small(examples_of):
 def test_no_batches_have_no_usual_shape(examples_of):
     examples, _ = examples_of([4, 7])
     assert examples.alike([]) is examples
+    assert examples.batch(np.arange(0)).real.shape == (1, 8)
     few = dataclasses.replace(examples, few_shapes=True)
     assert few.alike([np.array([0, 1])]) is few
+
+
+def test_a_usual_shape_is_of_the_latest_batches_alone(examples_of):
+    examples, _ = examples_of([20, 3, 4])
+    large = examples.alike([np.array([0])])
+    small = [np.array([1]), np.array([2])]
+    assert large.alike(small).usual == examples.alike(small).usual != large.usual
 
 
 def test_what_is_larger_than_usual_is_whole(examples_of):
@@ -265,7 +273,7 @@ def test_windows(examples_of, n_blocks, usual):
     chosen = np.array([3, 0, 4, 2, 1])
     if usual:
         plain = plain.alike([chosen], n_blocks)
-    examples = dataclasses.replace(plain, window=15, usual=None)
+    examples = dataclasses.replace(plain, window=15)
     if usual:
         examples = examples.alike([chosen], n_blocks)
         assert examples.usual.dialogue[0] == 15
