@@ -6,7 +6,7 @@ Wang and Mine (2023). Official split. Ours reads frozen all-MiniLM-L6-v2
 embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus.
 
     expected test micro F1 without neutral, 3 seeds: 55.12 ± 0.64; the paper: 60.10
-    time per seed on two CPU cores: about 2 min
+    time per seed on two CPU cores: 2 to 4 min
 
 The variant ``sent_emo_context``, on the same embeddings:
 

@@ -6,7 +6,7 @@ Wang and Mine (2023). Session 5 is the test split. Ours reads frozen all-MiniLM-
 embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus.
 
     expected test weighted F1, 3 seeds: 63.35 ± 0.32; the paper: 68.68
-    time per seed on two CPU cores: about half a minute
+    time per seed on two CPU cores: less than a minute
 
 The variant ``fmerl``, of the text alone, with the corpus' ratings of valence, arousal, dominance:
 

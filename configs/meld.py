@@ -6,7 +6,7 @@ Wang and Mine (2023). Official split. Ours reads frozen all-MiniLM-L6-v2
 embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus.
 
     expected test weighted F1, 3 seeds: 58.25 ± 0.24; the paper: 66.50
-    time per seed on two CPU cores: about half a minute
+    time per seed on two CPU cores: less than a minute
 
 The variant ``encoder`` fine-tunes the encoder; its workdir is then one for --config.encoder:
 

@@ -2,7 +2,7 @@
 # Every run behind the tables of Mtl-ERC-ES in docs/results.md; a run that is finished is only scored again.
 #   results/mtl_erc_es.sh DATA RUNS
 # DATA holds meld/, emorynlp/, dailydialog/ (original files) and iemocap/ (JSON lines); see docs/data.md.
-# On two CPU cores 21 minutes. Then: python results/tables.py RUNS
+# On two fast CPU cores 21 minutes. Then: python results/tables.py RUNS
 set -euo pipefail
 data=${1:?folder of the corpora} runs=${2:?folder for the runs}
 
