@@ -10,7 +10,7 @@ embeddings; the paper's features are of a RoBERTa-large fine-tuned on the corpus
 
 The variant ``fmerl``, of the text alone, with the corpus' ratings of valence, arousal, dominance:
 
-    expected test weighted F1, 5 seeds: 61.70 ± 0.39; CCC 0.72, 0.39, 0.40; the paper: 75.14
+    expected test weighted F1, 5 seeds: 61.41 ± 0.91; CCC 0.71, 0.39, 0.40; the paper: 75.14
     time per seed on one CPU core: half a minute
 """
 
