@@ -1,4 +1,4 @@
-"""Mtl-ERC-ES on the sample corpus that comes with the package: everything, in a minute or two.
+"""Mtl-ERC-ES on the sample corpus that comes with the package: everything, in about a minute.
 
     python -m erc_jax.main --config configs/quickstart.py --workdir runs/quickstart
 
