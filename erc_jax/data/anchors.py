@@ -142,7 +142,9 @@ class AnchorExamples:
     def alike(self, batches: Sequence[np.ndarray], n_blocks: int = 1) -> AnchorExamples:
         """The same split; batches no larger than most of these have one shape, see ``Examples``."""
         dialogues = [self._dialogues(items) for items in batches]
-        most = max(self.batch(items, n_blocks).anchors.shape[1] for items in batches)
+        # No features are needed, nor copied, to count places.
+        bare = dataclasses.replace(self, examples=dataclasses.replace(self.examples, features=()))
+        most = max(bare.batch(items, n_blocks).anchors.shape[1] for items in batches)
         examples = self.examples.alike(dialogues, n_blocks)
         return dataclasses.replace(self, examples=examples, usual=most)
 

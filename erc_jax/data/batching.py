@@ -287,7 +287,8 @@ class Examples:
 
     def _shape(self, blocks: Sequence[_Block]) -> Shape:
         """The usual shape, as far as the blocks fit into it, else one that they fit into."""
-        in_rows, speakers = ([getattr(b, name) for b in blocks] for name in ("in_rows", "speaker"))
+        in_rows = [block.in_rows for block in blocks]
+        speakers = [block.speaker for block in blocks]
         usual = self.usual or Shape(0, (0, 0), (0, 0))
         if self.few_shapes:
             slots, rows = few_shapes([*(block.of_dialogue for block in blocks), *speakers])

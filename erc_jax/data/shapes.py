@@ -31,6 +31,7 @@ def lengths_of(sequence_of: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def longest_of(lengths: Sequence[np.ndarray]) -> int:
+    """Of ``lengths_of``, over all blocks; at least 1."""
     return max(int(of.max(initial=1)) for of in lengths)
 
 
